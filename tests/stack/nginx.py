@@ -1,0 +1,60 @@
+"""nginx with the shipped files."""
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tests.stack.process import Process, accepts, free_port
+
+SHIPPED = Path(__file__).parents[2] / "nginx"
+
+
+class Nginx(Process):
+    """The shipped files, with addresses of its own in conf.d/upstreams.conf.
+
+    Besides these only the port it listens on and the place of its temporary files differ, so
+    that several can run at once. ``edits`` are further replacements, (file, old, new) each.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        upstreams: Mapping[str, Sequence[str]],
+        *,
+        edits: Sequence[tuple[str, str, str]] = (),
+    ) -> None:
+        self.address = f"127.0.0.1:{free_port()}"
+        self.url = f"http://{self.address}"
+        self.files = directory / "nginx"
+        shutil.copytree(SHIPPED, self.files)
+        for name, servers in upstreams.items():
+            self._set_servers(name, servers)
+        self.edit("conf.d/synapse.conf", "listen 8080;", f"listen {self.address};")
+        self.edit("nginx.conf", "/tmp/nginx", str(directory / "temp"))
+        for file, old, new in edits:
+            self.edit(file, old, new)
+        super().__init__(
+            "nginx",
+            ["nginx", "-e", "stderr", "-c", self.files / "nginx.conf", "-g", "daemon off;"],
+            directory / "nginx.log",
+            ready=lambda: accepts(self.address),
+        )
+
+    def edit(self, file: str, old: str, new: str) -> None:
+        """Replace a text that must be there; before the start."""
+        path = self.files / file
+        text = path.read_text()
+        assert old in text, f"{file} has no {old!r}"
+        path.write_text(text.replace(old, new))
+
+    def _set_servers(self, upstream: str, servers: Sequence[str]) -> None:
+        path = self.files / "conf.d/upstreams.conf"
+        lines = "".join(f"    server {address};\n" for address in servers)
+        text, count = re.subn(
+            rf"(upstream {upstream} {{[^}}]*?)(    server [^\n]*\n)+",
+            rf"\g<1>{lines}",
+            path.read_text(),
+        )
+        assert count == 1, f"no upstream {upstream}"
+        path.write_text(text)

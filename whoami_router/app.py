@@ -1,0 +1,104 @@
+"""The ASGI application: its table of routes, and what it is wired from."""
+
+import logging
+import time
+import traceback
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from whoami_router.resolver import Resolution, Resolver
+from whoami_router.settings import Settings
+from whoami_router.tokens import Headers, extract_token
+from whoami_router.whoami import Caller, TransportFactory, Whoami, WhoamiUnavailable
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(
+    settings: Settings,
+    *,
+    transport: TransportFactory | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Starlette:
+    """Return the service; tests pass their own transport to Synapse and their own clock."""
+    whoami = Whoami(settings.synapse_urls, timeout=settings.whoami_timeout, transport=transport)
+    resolver = Resolver(
+        whoami.user_id,
+        cache_size=settings.cache_size,
+        cache_ttl=settings.cache_ttl,
+        clock=clock,
+    )
+
+    async def health(_: Request) -> Response:
+        return Response(status_code=204)
+
+    async def ready(_: Request) -> Response:
+        try:
+            await whoami.probe()
+        except WhoamiUnavailable as exc:
+            return PlainTextResponse(f"Synapse cannot be asked: {exc}\n", status_code=503)
+        return Response(status_code=204)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        await whoami.aclose()
+
+    return Starlette(
+        routes=[
+            Route("/resolve", Resolve(resolver)),
+            Route("/health", health),
+            Route("/ready", ready),
+        ],
+        lifespan=lifespan,
+    )
+
+
+class Resolve:
+    """Answers any request with 204 and, where one is known, the identifier to route by.
+
+    Plain ASGI: nginx sends the client's method, whatever it is, and waits for this answer
+    before every sync.
+    """
+
+    def __init__(self, resolver: Resolver) -> None:
+        self._resolver = resolver
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Answer one request; its body, if there is one, does not matter."""
+        try:
+            headers = scope["headers"]
+            resolution = await self._resolver.resolve(extract_token(headers), _caller(headers))
+            response_headers = _response_headers(resolution)
+        except Exception as exc:  # noqa: BLE001  (a defect of ours must not fail a sync)
+            # The place but not the message, which could quote what the client sent.
+            place = "".join(traceback.format_tb(exc.__traceback__))
+            logger.error(  # noqa: TRY400  (.exception would add the message)
+                "%s while resolving, please report:\n%s", type(exc).__name__, place
+            )
+            response_headers = []
+        await send({"type": "http.response.start", "status": 204, "headers": response_headers})
+        await send({"type": "http.response.body"})
+
+
+def _caller(headers: Headers) -> Caller:
+    forwarded_for = user_agent = None
+    for name, value in headers:
+        if name == b"x-forwarded-for":
+            forwarded_for = value
+        elif name == b"user-agent":
+            user_agent = value
+    return Caller(forwarded_for, user_agent)
+
+
+def _response_headers(resolution: Resolution) -> list[tuple[bytes, bytes]]:
+    headers = [(b"x-user-identifier-source", resolution.source.encode())]
+    if resolution.identifier is not None:
+        headers.append((b"x-user-identifier", resolution.identifier.encode()))
+    return headers

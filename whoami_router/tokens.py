@@ -1,0 +1,98 @@
+"""Finds the access token in a request and says what can be known from its text alone."""
+
+import base64
+import hashlib
+import re
+import zlib
+from collections.abc import Iterable
+from urllib.parse import parse_qsl
+
+Headers = Iterable[tuple[bytes, bytes]]
+"""Header names (lower case) and values as they stand in an ASGI scope."""
+
+# What can stand in an Authorization header after the one space: visible ASCII. Synapse decodes
+# tokens as ASCII, and a line break from a decoded query must never reach a header. The length
+# is beyond what nginx passes on by default (8 KiB a header line).
+_ASKABLE = re.compile(rb"[!-~]{1,8192}")
+
+_BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+
+def extract_token(headers: Headers) -> bytes | None:
+    """Return the access token of the client's request, or None if there is none.
+
+    ``Authorization: Bearer`` is read the way Synapse reads it: exactly this case, exactly one
+    space, exactly one such header. Without it the first ``access_token`` of the query counts,
+    percent-decoded, taken from the URI that the proxy passes on in ``X-Original-URI`` (nginx)
+    or ``X-Forwarded-Uri`` (Caddy, Traefik). The token is whatever the client sent: it may
+    hold any bytes, but is never empty.
+
+    See "Client Authentication" in the Matrix client-server API.
+    """
+    authorizations = []
+    original_uri = forwarded_uri = None
+    for name, value in headers:
+        if name == b"authorization":
+            authorizations.append(value)
+        elif name == b"x-original-uri":
+            original_uri = value
+        elif name == b"x-forwarded-uri":
+            forwarded_uri = value
+
+    if len(authorizations) == 1:
+        scheme, _, token = authorizations[0].partition(b" ")
+        if scheme == b"Bearer" and token and b" " not in token:
+            return token
+
+    return _query_token(forwarded_uri if original_uri is None else original_uri)
+
+
+def _query_token(uri: bytes | None) -> bytes | None:
+    if uri is None:
+        return None
+    # partition, not urlsplit: clients may send URIs on which urlsplit raises, "//[" for one.
+    query = uri.partition(b"?")[2]
+    # Latin-1 maps every byte to one character and back, whatever the client sent.
+    for name, value in parse_qsl(query.decode("latin-1"), encoding="latin-1"):
+        if name == "access_token":
+            return value.encode("latin-1")
+    return None
+
+
+def is_askable(token: bytes) -> bool:
+    """Return whether Synapse can be asked about this token at all."""
+    return _ASKABLE.fullmatch(token) is not None
+
+
+def fingerprint(token: bytes) -> bytes:
+    """Return the SHA-256 digest under which everything about a token is remembered."""
+    return hashlib.sha256(token).digest()
+
+
+def native_localpart(token: bytes) -> str | None:
+    """Return the localpart in a token that Synapse issued itself, or None for any other token.
+
+    Such a token is ``syt_<unpadded base64 of the localpart>_<random>_<checksum>``, the checksum
+    being the CRC-32 of all that stands before its underscore, in base62 of at least six digits.
+    The checksum guards against accidents, not against forgery: good enough to route by, never
+    to trust.
+    """
+    body, _, checksum = token.rpartition(b"_")
+    parts = body.split(b"_")
+    if len(parts) != 3 or parts[0] != b"syt":  # noqa: PLR2004  (syt, localpart, random)
+        return None
+    if _base62(zlib.crc32(body)).encode() != checksum:
+        return None
+    try:
+        padding = b"=" * (-len(parts[1]) % 4)
+        return base64.b64decode(parts[1] + padding, validate=True).decode() or None
+    except ValueError:
+        return None
+
+
+def _base62(number: int) -> str:
+    digits = ""
+    while number:
+        number, remainder = divmod(number, 62)
+        digits = _BASE62[remainder] + digits
+    return digits.rjust(6, "0")
