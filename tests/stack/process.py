@@ -1,6 +1,7 @@
 """One running program of the stack: started, watched until it is ready, stopped by its id."""
 
 import os
+import pwd
 import signal
 import socket
 import subprocess
@@ -62,14 +63,18 @@ class Process:
         ready: Callable[[], object],
         environment: Mapping[str, str] | None = None,
         user: str | None = None,
+        inherits: Sequence[int] = (),
         seconds: float = 30,
     ) -> None:
         self.name = name
         self.command = [str(word) for word in command]
         self.log = log
         self._ready = ready
-        self._environment = {**os.environ, **(environment or {})}
+        # Debian's servers are in /usr/sbin, which is not on the path of an ordinary user.
+        path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"
+        self._environment = {**os.environ, "PATH": path, **(environment or {})}
         self._user = user
+        self._inherits = inherits
         self._seconds = seconds
         self._running: subprocess.Popen[bytes] | None = None
 
@@ -84,8 +89,11 @@ class Process:
                 env=self._environment,
                 cwd="/",
                 user=self._user,
-                group=self._user,
+                group=pwd.getpwnam(self._user).pw_gid if self._user else None,
                 extra_groups=[] if self._user else None,
+                # Ctrl-C is for whoever started us, who then stops the programs in their order.
+                process_group=0,
+                pass_fds=self._inherits,
             )
         return self
 
@@ -134,7 +142,7 @@ class Process:
         """Return everything the program has printed."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
-    def signal(self, number: signal.Signals) -> None:
+    def send_signal(self, number: signal.Signals) -> None:
         """Send a signal, if the program still runs."""
         if self._running is not None:
             with suppress(ProcessLookupError):
@@ -144,8 +152,8 @@ class Process:
         """Ask the program to end; after so many seconds, end it."""
         if self._running is None:
             return
-        self.signal(signal.SIGCONT)  # a stopped program would not hear the other signal
-        self.signal(number)
+        self.send_signal(signal.SIGCONT)  # a stopped program would not hear the other signal
+        self.send_signal(number)
         try:
             self._running.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -153,6 +161,6 @@ class Process:
 
     def kill(self) -> None:
         """End the program at once, as a crash would."""
-        self.signal(signal.SIGKILL)
+        self.send_signal(signal.SIGKILL)
         if self._running is not None:
             self._running.wait()

@@ -1,0 +1,137 @@
+"""The shipped nginx files under a real nginx, between a client and stand-ins for Synapse."""
+
+import socket
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import httpx
+import pytest
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tests.fake_synapse import FakeSynapse, served
+from tests.stack.nginx import Nginx
+from tests.stack.router import Router
+
+USERS = [f"user{number}" for number in range(20)]
+
+
+@dataclass
+class FakeRouter:
+    """An ASGI application in the router's place, which answers what a test wants."""
+
+    answer: Response = field(default_factory=lambda: Response(status_code=204))
+    requests: list[Request] = field(default_factory=list)
+
+    async def __call__(self, scope, receive, send):
+        self.requests.append(Request(scope))
+        await self.answer(scope, receive, send)
+
+
+@dataclass
+class Site:
+    """An nginx, and what tests want to know of it."""
+
+    nginx: Nginx
+    client: httpx.Client
+
+    def get(self, path, token=None, **headers):
+        if token is not None:
+            headers["authorization"] = f"Bearer {token}"
+        return self.client.get(path, headers=headers)
+
+    def server(self, path, token=None, **headers):
+        """Return the name of the stand-in that the request reached."""
+        response = self.get(path, token, **headers)
+        assert response.status_code == 200
+        return response.json()["server"]
+
+
+@pytest.fixture(scope="session")
+def pools():
+    """Return stand-ins by name, each with an ``address``: main, and two workers per pool.
+
+    The main one knows three tokens of each user.
+    """
+    names = ["main", "sync-1", "sync-2", "initial-1", "initial-2"]
+    with ExitStack() as stack:
+        pools = {name: FakeSynapse(name) for name in names}
+        for synapse in pools.values():
+            synapse.address = stack.enter_context(served(synapse))
+        pools["main"].owners = {
+            f"token-{user}-{device}": f"@{user}:example.org"
+            for user in USERS
+            for device in range(3)
+        }
+        yield pools
+
+
+@pytest.fixture
+def main(pools):
+    return pools["main"]
+
+
+@pytest.fixture(autouse=True)
+def _untouched_pools(pools):
+    for synapse in pools.values():
+        synapse.requests.clear()
+    yield
+    for synapse in pools.values():
+        synapse.held, synapse.answer = False, None
+
+
+@pytest.fixture(scope="session")
+def router(pools, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("router")
+    with Router(directory, f"http://{pools['main'].address}") as router:
+        yield router
+
+
+@pytest.fixture
+def fake_router():
+    fake = FakeRouter()
+    with served(fake) as fake.address:
+        yield fake
+
+
+@pytest.fixture
+def make_site(pools, router, tmp_path_factory):
+    """Return a function that starts an nginx, with edits to its files and other addresses."""
+    with ExitStack() as stack:
+
+        def make(*edits, router_address=router.address, initial=None):
+            initial = initial or [pools[name].address for name in ("initial-1", "initial-2")]
+            nginx = Nginx(
+                tmp_path_factory.mktemp("site"),
+                {
+                    "whoami_router": [router_address],
+                    "synapse_main": [pools["main"].address],
+                    "synapse_sync": [pools[name].address for name in ("sync-1", "sync-2")],
+                    "synapse_initial_sync": initial,
+                },
+                edits=edits,
+            )
+            stack.enter_context(nginx)
+            client = httpx.Client(base_url=nginx.url, timeout=30)
+            return Site(nginx, stack.enter_context(client))
+
+        yield make
+
+
+@pytest.fixture
+def site(make_site):
+    return make_site()
+
+
+@pytest.fixture
+def dead_address():
+    """Return an address at which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        return f"127.0.0.1:{closed.getsockname()[1]}"
+
+
+@pytest.fixture
+def hung_address():
+    """Return an address that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"

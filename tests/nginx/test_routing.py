@@ -1,0 +1,195 @@
+"""Which request goes to which pool, and which user to which worker in it."""
+
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from starlette.responses import Response
+
+from tests.nginx.conftest import USERS
+from tests.stack.nginx import SHIPPED
+
+SYNC = "/_matrix/client/v3/sync"
+SLIDING = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
+ROOM = "%21room%3Aexample.org"
+
+
+@pytest.mark.parametrize(
+    ("path", "pool"),
+    [
+        (SYNC, "initial"),
+        (SYNC + "?since=s1", "sync"),
+        (SYNC + "?timeout=0&since=s1&filter=%7B%7D", "sync"),
+        (SYNC + "?since=", "initial"),
+        (SYNC + "?since=s1&full_state=true", "initial"),
+        (SYNC + "?since=s1&full_state=false", "sync"),
+        (SYNC + "?full_state=true", "initial"),
+        (SYNC + "?xsince=s1", "initial"),
+        ("/_matrix/client/r0/sync?since=s1", "sync"),
+        ("/_matrix/client/unstable/sync?since=s1", "sync"),
+        ("/_matrix/client/v3/events", "initial"),
+        ("/_matrix/client/v3/events?from=s1", "sync"),
+        ("/_matrix/client/r0/events?from=s1", "sync"),
+        ("/_matrix/client/api/v1/events?from=s1", "sync"),
+        ("/_matrix/client/v3/initialSync", "initial"),
+        ("/_matrix/client/r0/initialSync", "initial"),
+        ("/_matrix/client/api/v1/initialSync", "initial"),
+        (f"/_matrix/client/v3/rooms/{ROOM}/initialSync", "sync"),
+        ("/_matrix/client/r0/rooms/!room:example.org/initialSync", "sync"),
+        ("/_matrix/client/api/v1/rooms/!room/initialSync", "sync"),
+        (SLIDING, "initial"),
+        (SLIDING + "?pos=1", "sync"),
+        ("/", "main"),
+        ("/_matrix/client/versions", "main"),
+        ("/_matrix/client/v3/syncx", "main"),
+        ("/_matrix/client/v3/sync/", "main"),
+        ("/_matrix/client/v3/sync/x", "main"),
+        ("/_matrix/client/v2/sync", "main"),
+        ("/_matrix/client/v3/SYNC", "main"),
+        ("/x/_matrix/client/v3/sync", "main"),
+        ("/_matrix/client/v3/rooms/a/b/initialSync", "main"),
+        ("/_matrix/client/v3/rooms/initialSync", "main"),
+        ("/_matrix/client/v3/eventsx", "main"),
+        (SLIDING + "x", "main"),
+        ("/_matrix/client/v3/account/whoami", "main"),
+    ],
+)
+def test_path_goes_to_its_pool(site, path, pool):
+    server = site.client.get(path)
+    name = server.json().get("server", "main")  # the stand-in's whoami does not say its name
+    assert name.partition("-")[0] == pool
+
+
+def test_sliding_sync_is_posted_with_its_body(site):
+    echo = site.client.post(SLIDING + "?pos=1", content='{"lists": {}}').json()
+    assert echo["server"].startswith("sync-")
+    assert (echo["method"], echo["body"]) == ("POST", '{"lists": {}}')
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        SYNC + "?since=a%2Fb%20c&x=%7B%22a%22%3A1%7D",
+        f"/_matrix/client/v3/rooms/{ROOM}/initialSync?",
+        "/_matrix/client/v3/rooms/%2F%2e%2e%2F/state?a=%00",
+    ],
+)
+def test_uri_reaches_synapse_as_the_client_wrote_it(site, uri):
+    assert site.get(uri).json()["uri"] == uri
+
+
+def workers(site, path, users=USERS):
+    """Return each user's set of workers, over three devices in the header and the query."""
+    reached = {user: set() for user in users}
+    for user in users:
+        for device in range(3):
+            token = f"token-{user}-{device}"
+            reached[user].add(site.server(path, token))
+            separator = "&" if "?" in path else "?"
+            reached[user].add(site.server(f"{path}{separator}access_token={token}"))
+    return reached
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        SYNC,
+        SYNC + "?since=s1",
+        SLIDING + "?pos=1",
+        "/_matrix/client/v3/events?from=s1",
+        "/_matrix/client/v3/initialSync",
+        f"/_matrix/client/v3/rooms/{ROOM}/initialSync",
+    ],
+)
+def test_all_devices_of_a_user_reach_one_worker_and_users_spread(site, path):
+    reached = workers(site, path)
+    assert all(len(servers) == 1 for servers in reached.values())
+    assert len(set.union(*reached.values())) == 2
+
+
+def test_a_user_stays_in_place_when_asked_for_concurrently(site):
+    def server(number):
+        return site.server(SYNC + "?since=s1", f"token-{USERS[0]}-{number % 3}")
+
+    with ThreadPoolExecutor(10) as threads:
+        assert len(set(threads.map(server, range(100)))) == 1
+
+
+def test_requests_without_a_token_take_turns(site):
+    servers = [site.server(SYNC + "?since=s1") for _ in range(8)]
+    assert servers[:2] * 4 == servers
+    assert len(set(servers)) == 2
+
+
+def test_rejected_token_reaches_one_worker(site):
+    spread = set()
+    for number in range(20):
+        servers = {site.server(SYNC + "?since=s1", f"unknown-{number}") for _ in range(4)}
+        assert len(servers) == 1
+        spread |= servers
+    assert len(spread) == 2
+
+
+def test_client_cannot_choose_its_worker(site):
+    for user in USERS:
+        own = site.server(SYNC + "?since=s1", f"token-{user}-0")
+        for other in USERS[:5]:
+            forged = {"X-User-Identifier": other, "X-User-Identifier-Source": "cache"}
+            assert site.server(SYNC + "?since=s1", f"token-{user}-0", **forged) == own
+
+
+@pytest.mark.parametrize("path", [SYNC, SLIDING, "/_matrix/client/versions"])
+def test_identifier_does_not_reach_synapse(site, path):
+    forged = {"X-User-Identifier": "bob", "X-User-Identifier-Source": "cache"}
+    headers = site.get(path, f"token-{USERS[0]}-0", **forged).json()["headers"]
+    assert not [name for name in headers if name.startswith("x-user-identifier")]
+
+
+@pytest.mark.parametrize("path", [SYNC, "/_matrix/client/versions"])
+def test_synapse_sees_the_client(site, path):
+    forged = {"X-Forwarded-For": "192.0.2.1", "X-Forwarded-Proto": "https"}
+    headers = site.get(path, "a", **forged, Host="example.org").json()["headers"]
+    assert headers["x-forwarded-for"] == "127.0.0.1"
+    assert headers["x-forwarded-proto"] == "http"
+    assert headers["host"] == "example.org"
+    assert headers["authorization"] == "Bearer a"
+
+
+def test_synapses_own_refusal_reaches_the_client(site, pools):
+    for name in ("sync-1", "sync-2"):
+        pools[name].answer = Response('{"errcode":"M_UNKNOWN_TOKEN","soft_logout":true}', 401)
+    response = site.get(SYNC + "?since=s1", "unknown")
+    assert response.status_code == 401
+    assert response.text == '{"errcode":"M_UNKNOWN_TOKEN","soft_logout":true}'
+
+
+def test_responses_show_nothing_of_the_routing(site):
+    headers = site.get(SYNC, f"token-{USERS[0]}-0").headers
+    assert not [name for name in headers if name.startswith(("x-user", "x-upstream"))]
+
+
+def test_one_line_switches_the_debug_headers_on(make_site):
+    line = "include snippets/debug_headers.conf;"
+    site = make_site(("snippets/route_by_user.conf", f"#{line}", line))
+    headers = site.get(SYNC, f"token-{USERS[0]}-0").headers
+    assert headers["x-user-identifier"] == USERS[0]
+    assert headers["x-user-identifier-source"] in ("whoami", "cache")
+    assert headers["x-upstream-address"].startswith("127.0.0.1:")
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_shipped_files_are_valid_where_they_are_and_where_they_are_installed(tmp_path, installed):
+    files = SHIPPED
+    if installed:
+        files = tmp_path / "etc/nginx"
+        files.parent.mkdir()
+        subprocess.run(["cp", "-r", SHIPPED, files], check=True)
+    checked = subprocess.run(
+        ["nginx", "-e", "stderr", "-t", "-c", files / "nginx.conf"],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stderr
+    assert "warn" not in checked.stderr

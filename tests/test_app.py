@@ -1,0 +1,158 @@
+"""The application between a client and a Synapse, ASGI on both sides."""
+
+import asyncio
+import logging
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.responses import Response
+
+from tests.fake_synapse import FakeSynapse
+from tests.test_tokens import NATIVE, names, values
+from whoami_router.app import Resolve, create_app
+from whoami_router.settings import Settings
+from whoami_router.tokens import fingerprint
+
+pytestmark = pytest.mark.anyio
+
+ALICE = {"authorization": "Bearer a"}
+
+
+@pytest.fixture
+def synapse():
+    return FakeSynapse(owners={"a": "@alice:example.org", "o": "@Öberg\r\nX: 1:example.org"})
+
+
+@pytest.fixture
+def app(synapse):
+    settings = Settings(synapse_urls=("http://synapse",), whoami_timeout=0.2)
+    return create_app(settings, transport=lambda _: httpx.ASGITransport(synapse))
+
+
+@pytest.fixture
+async def client(app):
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://router") as client:
+        yield client
+
+
+def answer(response):
+    assert response.status_code == 204
+    assert response.content == b""
+    headers = response.headers
+    return headers.get("x-user-identifier"), headers["x-user-identifier-source"]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "FOO"])
+async def test_any_method_is_answered(client, method):
+    response = await client.request(method, "/resolve", headers=ALICE)
+    assert answer(response) == ("alice", "whoami")
+
+
+async def test_second_request_is_answered_from_memory(client):
+    await client.get("/resolve", headers=ALICE)
+    assert answer(await client.get("/resolve", headers=ALICE)) == ("alice", "cache")
+
+
+async def test_query_token_is_found_in_the_original_uri(client):
+    headers = {"x-original-uri": "/_matrix/client/v3/sync?since=s1&access_token=%61"}
+    assert answer(await client.get("/resolve", headers=headers)) == ("alice", "whoami")
+
+
+async def test_no_token_has_no_identifier(client):
+    assert answer(await client.get("/resolve")) == (None, "none")
+
+
+async def test_rejected_token_has_no_identifier(client):
+    headers = {"authorization": "Bearer unknown"}
+    assert answer(await client.get("/resolve", headers=headers)) == (None, "rejected")
+
+
+async def test_historical_user_id_cannot_break_out_of_the_header(client):
+    headers = {"authorization": "Bearer o"}
+    response = await client.get("/resolve", headers=headers)
+    assert answer(response) == ("%C3%96berg%0D%0AX", "whoami")
+    assert "x" not in response.headers
+
+
+@pytest.mark.parametrize(
+    ("token", "expected"),
+    [
+        (NATIVE, ("alice", "token")),
+        (b"mct_opaque", ("sha256:" + fingerprint(b"mct_opaque").hex(), "fingerprint")),
+    ],
+)
+async def test_unavailable_synapse_means_the_fallback(client, synapse, token, expected):
+    synapse.answer = Response(status_code=503)
+    headers = {"authorization": b"Bearer " + token}
+    assert answer(await client.get("/resolve", headers=headers)) == expected
+
+
+async def test_hung_synapse_means_the_fallback_after_the_timeout(client, synapse):
+    synapse.held = True
+    async with asyncio.timeout(5):
+        assert answer(await client.get("/resolve", headers=ALICE))[1] == "fingerprint"
+
+
+async def test_client_of_the_request_is_the_one_synapse_sees(client, synapse):
+    headers = {**ALICE, "x-forwarded-for": "192.0.2.1", "user-agent": "Element/1.0"}
+    await client.get("/resolve", headers=headers)
+    [request] = synapse.requests
+    assert request.headers["x-forwarded-for"] == "192.0.2.1"
+    assert request.headers["user-agent"] == "Element/1.0"
+
+
+async def test_defect_costs_the_identifier_and_not_the_request(caplog):
+    class DefectiveResolver:
+        async def resolve(self, token, _caller):
+            raise RuntimeError(token)
+
+    transport = httpx.ASGITransport(Resolve(DefectiveResolver()))
+    async with httpx.AsyncClient(transport=transport, base_url="http://router") as client:
+        response = await client.get("/resolve", headers={"authorization": "Bearer very-secret"})
+    assert response.status_code == 204
+    assert "x-user-identifier" not in response.headers
+    assert "RuntimeError" in caplog.text
+    assert "very-secret" not in caplog.text
+
+
+async def test_health_needs_no_synapse(client, synapse):
+    assert (await client.get("/health")).status_code == 204
+    assert synapse.requests == []
+
+
+async def test_ready_while_synapse_answers(client, synapse):
+    assert (await client.get("/ready")).status_code == 204
+    synapse.answer = Response(status_code=502)
+    response = await client.get("/ready")
+    assert response.status_code == 503
+    assert "http://synapse answered 502" in response.text
+
+
+@given(st.lists(st.tuples(names, values)))
+def test_absurd_headers_are_answered(headers):
+    synapse = FakeSynapse()
+    settings = Settings(synapse_urls=("http://synapse",))
+    app = create_app(settings, transport=lambda _: httpx.ASGITransport(synapse))
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/resolve", "headers": headers}
+    logger = logging.getLogger("whoami_router.app")
+    errors = []
+    logger.addFilter(errors.append)
+    try:
+        asyncio.run(app(scope, None, send))
+    finally:
+        logger.removeFilter(errors.append)
+    assert errors == []
+    assert sent[0]["status"] == 204
+    response = dict(sent[0]["headers"])
+    assert response[b"x-user-identifier-source"] in (b"none", b"rejected", b"fingerprint")
+    assert (b"x-user-identifier" in response) == (
+        response[b"x-user-identifier-source"] == b"fingerprint"
+    )

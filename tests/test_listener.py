@@ -1,0 +1,121 @@
+import os
+import socket
+import stat
+
+import pytest
+
+from whoami_router.listener import CannotListen, address_of, open_listener
+from whoami_router.settings import Inherited, Tcp, Unix
+
+
+def connects(path):
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
+
+
+def test_system_chooses_port_zero():
+    with open_listener(Tcp("127.0.0.1", 0)) as listener:
+        assert address_of(listener).port > 0
+
+
+def test_port_in_use_is_said():
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,
+        pytest.raises(CannotListen, match="in use"),
+        open_listener(Tcp("127.0.0.1", other.getsockname()[1])),
+    ):
+        pass
+
+
+def test_unknown_host_is_said():
+    with (
+        pytest.raises(CannotListen, match=r"not known|resolution"),
+        open_listener(Tcp("nowhere.invalid", 9009)),
+    ):
+        pass
+
+
+def test_any_user_may_connect_to_the_unix_socket_and_it_is_removed_at_the_end(tmp_path):
+    path = tmp_path / "sock"
+    umask = os.umask(0o077)
+    try:
+        with open_listener(Unix(path)) as listener:
+            assert stat.S_IMODE(path.stat().st_mode) == 0o666
+            assert address_of(listener) == Unix(path)
+            assert connects(path)
+            assert os.umask(0o077) == 0o077
+    finally:
+        os.umask(umask)
+    assert not path.exists()
+
+
+def test_stale_socket_of_a_crash_is_replaced(tmp_path):
+    path = tmp_path / "sock"
+    with socket.socket(socket.AF_UNIX) as crashed:
+        crashed.bind(str(path))
+        crashed.listen()
+    with open_listener(Unix(path)):
+        assert connects(path)
+
+
+def test_socket_in_use_is_left_alone(tmp_path):
+    path = tmp_path / "sock"
+    with open_listener(Unix(path)):
+        with pytest.raises(CannotListen, match="another process"), open_listener(Unix(path)):
+            pass
+        assert connects(path)
+
+
+def test_file_that_is_no_socket_is_left_alone(tmp_path):
+    path = tmp_path / "precious"
+    path.write_text("data")
+    with pytest.raises(CannotListen, match="not a socket"), open_listener(Unix(path)):
+        pass
+    assert path.read_text() == "data"
+
+
+def test_socket_of_a_successor_is_not_removed(tmp_path):
+    path = tmp_path / "sock"
+    with open_listener(Unix(path)):
+        path.unlink()
+        successor = socket.socket(socket.AF_UNIX)
+        successor.bind(str(path))
+    assert path.exists()
+    successor.close()
+
+
+@pytest.mark.parametrize("path", ["missing/sock", "x" * 200])
+def test_impossible_path_is_said(tmp_path, path):
+    with pytest.raises(CannotListen), open_listener(Unix(tmp_path / path)):
+        pass
+
+
+def test_inherited_socket_is_used():
+    with socket.create_server(("127.0.0.1", 0)) as parent:
+        address = parent.getsockname()
+        with open_listener(Inherited(os.dup(parent.fileno()))) as listener:
+            assert listener.getsockname() == address
+        assert parent.getsockname() == address
+
+
+def test_descriptor_that_does_not_listen_is_said():
+    with (
+        socket.socket() as idle,
+        pytest.raises(CannotListen, match="does not listen"),
+        open_listener(Inherited(idle.fileno())),
+    ):
+        pass
+
+
+def test_descriptor_that_is_no_socket_is_said(tmp_path):
+    with (
+        (tmp_path / "file").open("w") as file,
+        pytest.raises(CannotListen),
+        open_listener(Inherited(file.fileno())),
+    ):
+        pass
+
+
+def test_closed_descriptor_is_said():
+    with pytest.raises(CannotListen), open_listener(Inherited(987)):
+        pass

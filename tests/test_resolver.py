@@ -1,0 +1,193 @@
+"""The resolver with a lookup that tests hold in their hands, and a clock they turn."""
+
+import asyncio
+import logging
+
+import pytest
+
+from tests.test_tokens import NATIVE
+from whoami_router.resolver import Resolution, Resolver, Source
+from whoami_router.tokens import fingerprint
+from whoami_router.whoami import Caller, WhoamiUnavailable
+
+pytestmark = pytest.mark.anyio
+
+CALLER = Caller()
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+class Lookup:
+    """Answers from ``owners``; while ``gate`` is not set, it waits."""
+
+    def __init__(self, **owners):
+        self.owners = owners
+        self.asked = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.failure = None
+
+    async def __call__(self, token, caller):
+        self.asked.append((token, caller))
+        await self.gate.wait()
+        if self.failure:
+            raise self.failure
+        return self.owners.get(token.decode())
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def lookup():
+    return Lookup(a="@alice:h", a2="@alice:h", b="@bob:h", c="@carol:h")
+
+
+@pytest.fixture
+def resolver(lookup, clock):
+    return Resolver(lookup, cache_size=2, cache_ttl=60, clock=clock)
+
+
+def fallback(token):
+    return Resolution("sha256:" + fingerprint(token).hex(), Source.FINGERPRINT)
+
+
+async def settle():
+    """Let every task run until it waits for something outside."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_no_token_is_nobody_and_asks_nobody(resolver, lookup):
+    assert await resolver.resolve(None, CALLER) == Resolution(None, Source.NONE)
+    assert lookup.asked == []
+
+
+async def test_first_request_asks_and_the_next_remember(resolver, lookup):
+    caller = Caller(b"192.0.2.1", b"Element")
+    assert await resolver.resolve(b"a", caller) == Resolution("alice", Source.WHOAMI)
+    assert await resolver.resolve(b"a", CALLER) == Resolution("alice", Source.CACHE)
+    assert lookup.asked == [(b"a", caller)]
+
+
+async def test_all_tokens_of_a_user_have_one_identifier(resolver):
+    answers = [await resolver.resolve(token, CALLER) for token in (b"a", b"a2")]
+    assert {answer.identifier for answer in answers} == {"alice"}
+
+
+async def test_answer_is_asked_for_again_after_its_ttl(resolver, clock):
+    await resolver.resolve(b"a", CALLER)
+    clock.now += 59.9
+    assert (await resolver.resolve(b"a", CALLER)).source == Source.CACHE
+    clock.now += 0.2
+    assert (await resolver.resolve(b"a", CALLER)).source == Source.WHOAMI
+
+
+async def test_least_recently_used_token_is_forgotten_first(resolver):
+    for token in (b"a", b"b", b"a", b"c"):
+        await resolver.resolve(token, CALLER)
+    assert (await resolver.resolve(b"a", CALLER)).source == Source.CACHE
+    assert (await resolver.resolve(b"b", CALLER)).source == Source.WHOAMI
+
+
+async def test_rejected_token_has_no_identifier(resolver):
+    assert await resolver.resolve(b"unknown", CALLER) == Resolution(None, Source.REJECTED)
+
+
+async def test_rejected_tokens_evict_no_user(resolver):
+    await resolver.resolve(b"a", CALLER)
+    for number in range(10):
+        await resolver.resolve(b"unknown%d" % number, CALLER)
+    assert (await resolver.resolve(b"a", CALLER)).source == Source.CACHE
+
+
+async def test_concurrent_requests_share_one_lookup(resolver, lookup):
+    lookup.gate.clear()
+    callers = [asyncio.create_task(resolver.resolve(b"a", CALLER)) for _ in range(50)]
+    await settle()
+    lookup.gate.set()
+    assert set(await asyncio.gather(*callers)) == {Resolution("alice", Source.WHOAMI)}
+    assert len(lookup.asked) == 1
+
+
+@pytest.mark.parametrize("leaver", [0, 1])
+async def test_cancelled_caller_leaves_the_lookup_to_others(resolver, lookup, leaver):
+    lookup.gate.clear()
+    callers = [asyncio.create_task(resolver.resolve(b"a", CALLER)) for _ in range(2)]
+    await settle()
+    callers[leaver].cancel()
+    await settle()
+    lookup.gate.set()
+    stayer = callers[1 - leaver]
+    assert await asyncio.wait_for(stayer, 5) == Resolution("alice", Source.WHOAMI)
+    assert callers[leaver].cancelled()
+
+
+async def test_lookup_is_remembered_even_if_every_caller_went_away(resolver, lookup):
+    lookup.gate.clear()
+    caller = asyncio.create_task(resolver.resolve(b"a", CALLER))
+    await settle()
+    caller.cancel()
+    lookup.gate.set()
+    await settle()
+    assert (await resolver.resolve(b"a", CALLER)).source == Source.CACHE
+
+
+async def test_unavailable_synapse_means_routing_by_fingerprint(resolver, lookup):
+    lookup.failure = WhoamiUnavailable("away")
+    assert await resolver.resolve(b"a", CALLER) == fallback(b"a")
+    lookup.failure = None
+    assert (await resolver.resolve(b"a", CALLER)).source == Source.WHOAMI
+
+
+@pytest.mark.parametrize("user_id", ["", "alice", "@alice", "@" + "a" * 10240 + ":h"])
+async def test_impossible_user_id_means_routing_by_fingerprint(resolver, lookup, user_id):
+    lookup.owners["a"] = user_id
+    assert await resolver.resolve(b"a", CALLER) == fallback(b"a")
+
+
+async def test_unavailable_synapse_means_the_localpart_in_a_native_token(resolver, lookup):
+    lookup.failure = WhoamiUnavailable("away")
+    assert await resolver.resolve(NATIVE, CALLER) == Resolution("alice", Source.TOKEN)
+
+
+async def test_token_that_no_header_can_carry_is_never_asked_about(resolver, lookup):
+    for token in (b"a b", b"a\r\nb", b"\xff", b"a" * 65536):
+        assert await resolver.resolve(token, CALLER) == fallback(token)
+    assert lookup.asked == []
+
+
+async def test_defect_in_a_lookup_reaches_its_callers_and_leaves_nothing_behind(resolver, lookup):
+    lookup.failure = RuntimeError("defect")
+    with pytest.raises(RuntimeError):
+        await resolver.resolve(b"a", CALLER)
+    lookup.failure = None
+    assert (await resolver.resolve(b"a", CALLER)).source == Source.WHOAMI
+
+
+async def test_synapse_going_and_coming_back_is_one_line_each(resolver, lookup, caplog):
+    caplog.set_level(logging.INFO)
+    lookup.failure = WhoamiUnavailable("refused")
+    for token in (b"a", b"b", b"a"):
+        await resolver.resolve(token, CALLER)
+    lookup.failure = None
+    for token in (b"a", b"b"):
+        await resolver.resolve(token, CALLER)
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    assert "refused" in caplog.text
+
+
+async def test_debug_log_tells_decisions_but_no_token(resolver, lookup, caplog):
+    caplog.set_level(logging.DEBUG)
+    lookup.owners["very-secret"] = "@alice:h"
+    await resolver.resolve(b"very-secret", CALLER)
+    assert "alice (whoami)" in caplog.text
+    assert "very-secret" not in caplog.text
