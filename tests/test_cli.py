@@ -17,7 +17,8 @@ from tests.fake_synapse import FakeSynapse, served
 from tests.stack.process import Process, accepts, wait_until
 from tests.stack.router import Router
 from whoami_router import __version__
-from whoami_router.cli import KEEP_ALIVE_SECONDS
+from whoami_router.cli import uvicorn_config
+from whoami_router.settings import Settings
 
 UPSTREAMS = Path(__file__).parents[1] / "nginx/conf.d/upstreams.conf"
 
@@ -217,7 +218,7 @@ def test_idle_connections_outlive_those_of_nginx():
     [seconds] = re.findall(
         r"upstream whoami_router {[^}]*keepalive_timeout (\d+)s;", UPSTREAMS.read_text()
     )
-    assert int(seconds) < KEEP_ALIVE_SECONDS
+    assert int(seconds) < uvicorn_config(Settings()).timeout_keep_alive
 
 
 def test_connection_stays_open_between_requests(tmp_path, synapse_url):

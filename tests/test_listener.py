@@ -15,7 +15,19 @@ def connects(path):
 
 def test_system_chooses_port_zero():
     with open_listener(Tcp("127.0.0.1", 0)) as listener:
-        assert address_of(listener).port > 0
+        port = address_of(listener).port
+        assert port > 0
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+
+
+def test_port_is_free_at_once_after_connections_that_we_closed():
+    with open_listener(Tcp("127.0.0.1", 0)) as listener:
+        address = address_of(listener)
+        with socket.create_connection(listener.getsockname()) as client:
+            listener.accept()[0].close()  # the side that closes first waits (TIME_WAIT)
+            assert client.recv(1) == b""
+    with open_listener(address) as listener:
+        assert address_of(listener) == address
 
 
 def test_port_in_use_is_said():

@@ -1,11 +1,13 @@
 """The resolver with a lookup that tests hold in their hands, and a clock they turn."""
 
 import asyncio
+import base64
+import gc
 import logging
 
 import pytest
 
-from tests.test_tokens import NATIVE
+from tests.test_tokens import NATIVE, with_checksum
 from whoami_router.resolver import Resolution, Resolver, Source
 from whoami_router.tokens import fingerprint
 from whoami_router.whoami import Caller, WhoamiUnavailable
@@ -159,6 +161,12 @@ async def test_unavailable_synapse_means_the_localpart_in_a_native_token(resolve
     assert await resolver.resolve(NATIVE, CALLER) == Resolution("alice", Source.TOKEN)
 
 
+async def test_valid_checksum_around_an_impossible_localpart_is_no_identifier(resolver, lookup):
+    lookup.failure = WhoamiUnavailable("away")
+    token = with_checksum(b"syt_" + base64.b64encode(b"a:b") + b"_random")
+    assert await resolver.resolve(token, CALLER) == fallback(token)
+
+
 async def test_token_that_no_header_can_carry_is_never_asked_about(resolver, lookup):
     for token in (b"a b", b"a\r\nb", b"\xff", b"a" * 65536):
         assert await resolver.resolve(token, CALLER) == fallback(token)
@@ -171,6 +179,20 @@ async def test_defect_in_a_lookup_reaches_its_callers_and_leaves_nothing_behind(
         await resolver.resolve(b"a", CALLER)
     lookup.failure = None
     assert (await resolver.resolve(b"a", CALLER)).source == Source.WHOAMI
+
+
+async def test_defect_that_nobody_waits_for_any_more_is_not_asyncios_to_report(
+    resolver, lookup, caplog
+):
+    lookup.gate.clear()
+    lookup.failure = RuntimeError("defect")
+    caller = asyncio.create_task(resolver.resolve(b"a", CALLER))
+    await settle()
+    caller.cancel()
+    lookup.gate.set()
+    await settle()
+    gc.collect()
+    assert caplog.records == []
 
 
 async def test_synapse_going_and_coming_back_is_one_line_each(resolver, lookup, caplog):

@@ -107,18 +107,18 @@ def test_native_token_names_its_owner_only_if_its_checksum_holds(token, localpar
     assert native_localpart(token) == localpart
 
 
-@pytest.mark.parametrize("encoded", [b"", b"=", b"a", b"!!!!", b"/w", b"////"])
+@pytest.mark.parametrize("encoded", [b"", b"=", b"a", b"YW!xpY2U", b"/w", b"////"])
 def test_valid_checksum_around_nonsense_names_nobody(encoded):
-    assert native_localpart(_with_checksum(b"syt_" + encoded + b"_random")) is None
+    assert native_localpart(with_checksum(b"syt_" + encoded + b"_random")) is None
 
 
 @given(st.binary())
 def test_no_token_raises(token):
     native_localpart(token)
-    native_localpart(_with_checksum(b"syt_" + token))
+    native_localpart(with_checksum(b"syt_" + token))
 
 
-def _with_checksum(body):
+def with_checksum(body):
     """Independent of the package: counts digits up instead of dividing a number down."""
     alphabet = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
     crc = zlib.crc32(body)

@@ -22,10 +22,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULTS = Settings()
 
-# nginx keeps an idle connection to us for 60 s. Were ours shorter, we would close connections
-# in the moment nginx uses them.
-KEEP_ALIVE_SECONDS = 75
-
 
 def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) > 0):
@@ -138,7 +134,7 @@ def serve(**options: Any) -> None:  # noqa: ANN401  (click passes each option by
             # uvicorn shuts down in peace, then raises the signal again for this handler.
             for stop in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(stop, _exit)
-            _server(settings).run(sockets=[listener])
+            uvicorn.Server(uvicorn_config(settings)).run(sockets=[listener])
     except CannotListen as exc:
         raise click.ClickException(f"--listen: cannot listen on {settings.listen}: {exc}.") from exc
 
@@ -147,23 +143,22 @@ def _exit(*_: object) -> NoReturn:
     sys.exit(0)
 
 
-def _server(settings: Settings) -> uvicorn.Server:
-    return uvicorn.Server(
-        uvicorn.Config(
-            create_app(settings),
-            loop="uvloop",
-            http="httptools",
-            ws="none",
-            lifespan="on",
-            log_config=None,  # set up in serve
-            access_log=False,  # nginx has one; a line per sync costs more than the answer
-            proxy_headers=False,  # X-Forwarded-For is passed on, not believed
-            server_header=False,
-            date_header=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            # Requests in flight wait for whoami at most; then nothing is left to wait for.
-            timeout_graceful_shutdown=math.ceil(settings.whoami_timeout) + 1,
-        )
+def uvicorn_config(settings: Settings) -> uvicorn.Config:
+    """Return how uvicorn runs the service."""
+    return uvicorn.Config(
+        create_app(settings),
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,  # set up in serve
+        access_log=False,  # nginx has one; a line per sync costs more than the answer
+        proxy_headers=False,  # X-Forwarded-For is passed on, not believed: no work for each request
+        server_header=False,
+        date_header=False,
+        # nginx keeps an idle connection to us for 60 s. Were ours shorter, uvicorn would close
+        # connections in the moment nginx uses them.
+        timeout_keep_alive=75,
     )
 
 

@@ -329,8 +329,9 @@ def test_every_marked_line_is_among_the_traps():
             while directive.strip().startswith("#"):
                 number += 1  # noqa: PLW2901
                 directive = lines[number]
-            marked.append((str(path.relative_to(SHIPPED)), directive))
-    assert len(marked) > 15
+            if directive:  # else it is the comment that explains the mark
+                marked.append((str(path.relative_to(SHIPPED)), directive))
+    assert len(marked) >= 10  # or the search finds nothing
     for file, directive in marked:
         assert any(file == trap and directive.startswith(start) for trap, start, _ in TRAPS), (
             file,
