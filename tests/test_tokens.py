@@ -107,7 +107,7 @@ def test_native_token_names_its_owner_only_if_its_checksum_holds(token, localpar
     assert native_localpart(token) == localpart
 
 
-@pytest.mark.parametrize("encoded", [b"", b"=", b"a", b"YW!xpY2U", b"/w", b"////"])
+@pytest.mark.parametrize("encoded", [b"", b"=", b"a", b"YWxp!!!!Y2U", b"/w", b"////"])
 def test_valid_checksum_around_nonsense_names_nobody(encoded):
     assert native_localpart(with_checksum(b"syt_" + encoded + b"_random")) is None
 

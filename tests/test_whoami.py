@@ -104,6 +104,7 @@ async def test_synapse_sees_the_client_and_not_the_router(synapse):
             await whoami.user_id(b"a", CALLER)
     [request] = synapse.requests
     assert request.headers["x-forwarded-for"] == "192.0.2.1"
+    assert request.headers["x-forwarded-proto"] == "https"
     assert request.headers["user-agent"] == "Element/1.0"
     assert request.headers["accept-encoding"] == "identity"
 

@@ -80,6 +80,8 @@ class Whoami:
         headers = {b"authorization": b"Bearer " + token, b"user-agent": caller.user_agent or b""}
         if caller.forwarded_for is not None:
             headers[b"x-forwarded-for"] = caller.forwarded_for
+            # Synapse warns in its log about each request that has the one without the other.
+            headers[b"x-forwarded-proto"] = b"https"
         status, body = await self._ask(headers)
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             return None
