@@ -169,13 +169,18 @@ def test_environment_variables_set_every_option(tmp_path, synapse_url):
         assert word in log
 
 
-@pytest.mark.parametrize("kind", ["tcp", "unix", "fd"])
+@pytest.mark.parametrize("kind", ["tcp", "unix", "inherited tcp", "inherited unix"])
 def test_every_kind_of_listener_answers(tmp_path, synapse_url, kind):
-    with socket.create_server(("127.0.0.1", 0)) as activated:
+    path = str(tmp_path / "activated")
+    with (
+        socket.create_server(("127.0.0.1", 0)) as tcp,
+        socket.create_server(path, family=socket.AF_UNIX) as unix,
+    ):
         listener = {
             "tcp": {},
             "unix": {"listen": f"unix:{tmp_path}/sock"},
-            "fd": {"inherited": activated},
+            "inherited tcp": {"inherited": tcp},
+            "inherited unix": {"inherited": unix},
         }
         with Router(tmp_path, synapse_url, **listener[kind]) as router:
             response = resolve(router, authorization="Bearer a")

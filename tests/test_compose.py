@@ -44,7 +44,9 @@ def blocks(path):
 
 def test_nginx_takes_the_shipped_files_with_the_addresses_of_compose(tmp_path):
     shutil.copytree(SHIPPED, tmp_path / "nginx")
-    shutil.copy(UPSTREAMS, tmp_path / "nginx/conf.d/upstreams.conf")
+    for file in UPSTREAMS, ROOT / "deploy/compose/access_log.conf":
+        assert (tmp_path / "nginx/conf.d" / file.name).exists()  # or Docker makes a directory of it
+        shutil.copy(file, tmp_path / "nginx/conf.d")
     checked = subprocess.run(
         ["nginx", "-e", "stderr", "-t", "-c", tmp_path / "nginx/nginx.conf"],
         capture_output=True,

@@ -1,13 +1,18 @@
 """Which request goes to which pool, and which user to which worker in it."""
 
+import os
+import shutil
 import subprocess
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import httpx
 import pytest
 from starlette.responses import Response
 
 from tests.nginx.conftest import USERS
-from tests.stack.nginx import SHIPPED
+from tests.stack.nginx import DEBUG_HEADERS, SHIPPED, Nginx
 
 SYNC = "/_matrix/client/v3/sync"
 SLIDING = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
@@ -169,21 +174,28 @@ def test_responses_show_nothing_of_the_routing(site):
 
 
 def test_one_line_switches_the_debug_headers_on(make_site):
-    line = "include snippets/debug_headers.conf;"
-    site = make_site(("snippets/route_by_user.conf", f"#{line}", line))
+    site = make_site(DEBUG_HEADERS)
     headers = site.get(SYNC, f"token-{USERS[0]}-0").headers
     assert headers["x-user-identifier"] == USERS[0]
     assert headers["x-user-identifier-source"] in ("whoami", "cache")
     assert headers["x-upstream-address"].startswith("127.0.0.1:")
 
 
+@pytest.fixture
+def _no_temporary_files_left():
+    """Removes what `nginx -t` makes in /tmp: it would be in the way of another user's nginx."""
+    before = set(Path("/tmp").glob("nginx_*"))
+    yield
+    for made in set(Path("/tmp").glob("nginx_*")) - before:
+        shutil.rmtree(made)
+
+
+@pytest.mark.usefixtures("_no_temporary_files_left")
 @pytest.mark.parametrize("installed", [False, True])
 def test_shipped_files_are_valid_where_they_are_and_where_they_are_installed(tmp_path, installed):
     files = SHIPPED
     if installed:
-        files = tmp_path / "etc/nginx"
-        files.parent.mkdir()
-        subprocess.run(["cp", "-r", SHIPPED, files], check=True)
+        files = shutil.copytree(SHIPPED, tmp_path / "etc/nginx")
     checked = subprocess.run(
         ["nginx", "-e", "stderr", "-t", "-c", files / "nginx.conf"],
         capture_output=True,
@@ -193,3 +205,23 @@ def test_shipped_files_are_valid_where_they_are_and_where_they_are_installed(tmp
     )
     assert checked.returncode == 0, checked.stderr
     assert "warn" not in checked.stderr
+
+
+def test_nginx_runs_as_an_ordinary_user(pools, router):
+    user = "nobody" if os.getuid() == 0 else None
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        if user:
+            shutil.chown(directory, user)
+        addresses = {
+            "whoami_router": [router.address],
+            "synapse_main": [pools["main"].address],
+            "synapse_sync": [pools["sync-1"].address],
+            "synapse_initial_sync": [pools["initial-1"].address],
+        }
+        with Nginx(Path(directory), addresses, user=user) as nginx:
+            # More than nginx keeps in memory: it has to write to its temporary files.
+            body = "x" * 1_000_000
+            echo = httpx.post(nginx.url + SLIDING, content=body).json()
+            assert echo["body"] == body
+            assert "[emerg]" not in nginx.log_text()
+            assert "[warn]" not in nginx.log_text()

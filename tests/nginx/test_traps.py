@@ -13,17 +13,12 @@ import pytest
 from starlette.responses import Response
 
 from tests.nginx.conftest import USERS
-from tests.stack.nginx import SHIPPED
+from tests.stack.nginx import ACCESS_LOG, DEBUG_HEADERS, SHIPPED
 from tests.stack.process import wait_until
 
 SYNC = "/_matrix/client/v3/sync?since=s1"
 SLIDING = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync?pos=1"
 TOKEN = f"token-{USERS[0]}-0"
-SOURCE_HEADER = (
-    "snippets/route_by_user.conf",
-    "#include snippets/debug_headers.conf;",
-    "include snippets/debug_headers.conf;",
-)
 
 
 @dataclass
@@ -99,7 +94,7 @@ def synapse_is_asked_over_one_connection(setting):
 
 
 def posts_and_gets_alternate_without_one_failure(setting):
-    site = setting.site(SOURCE_HEADER)
+    site = setting.site(DEBUG_HEADERS)
     for number in range(40):
         if number % 2:
             response = site.get(SYNC, TOKEN)
@@ -202,6 +197,7 @@ def synapse_sees(name, value, **headers):
 def no_log_shows_a_query_token(setting):
     """Neither of a served request nor of one whose upstreams are dead."""
     site = setting.site(
+        ACCESS_LOG,
         router_address=setting.dead_address,
         initial=(setting.dead_address, setting.dead_address),
     )

@@ -9,6 +9,18 @@ from tests.stack.process import Process, accepts, free_port
 
 SHIPPED = Path(__file__).parents[2] / "nginx"
 
+# Edits that an administrator may make: a line each.
+DEBUG_HEADERS = (
+    "snippets/route_by_user.conf",
+    "#include snippets/debug_headers.conf;",
+    "include snippets/debug_headers.conf;",
+)
+ACCESS_LOG = (
+    "conf.d/access_log.conf",
+    "\naccess_log off;",
+    "\naccess_log /dev/stdout without_query;",
+)
+
 
 class Nginx(Process):
     """The shipped files, with addresses of its own in conf.d/upstreams.conf.
@@ -23,6 +35,7 @@ class Nginx(Process):
         upstreams: Mapping[str, Sequence[str]],
         *,
         edits: Sequence[tuple[str, str, str]] = (),
+        user: str | None = None,
     ) -> None:
         self.address = f"127.0.0.1:{free_port()}"
         self.url = f"http://{self.address}"
@@ -39,6 +52,7 @@ class Nginx(Process):
             ["nginx", "-e", "stderr", "-c", self.files / "nginx.conf", "-g", "daemon off;"],
             directory / "nginx.log",
             ready=lambda: accepts(self.address),
+            user=user,
         )
 
     def edit(self, file: str, old: str, new: str) -> None:

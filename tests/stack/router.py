@@ -19,7 +19,9 @@ class Router(Process):
         inherited: socket.socket | None = None,
     ) -> None:
         if inherited is not None:
-            self.address = "{}:{}".format(*inherited.getsockname())
+            name = inherited.getsockname()
+            unix = inherited.family == socket.AF_UNIX
+            self.address = f"unix:{name}" if unix else f"{name[0]}:{name[1]}"
             listen = f"fd:{inherited.fileno()}"
         else:
             self.address = listen = listen or f"127.0.0.1:{free_port()}"
