@@ -253,7 +253,11 @@ async def test_header_value_with_control_characters_is_unavailable(synapse):
     assert synapse.requests == []
 
 
-@pytest.mark.parametrize("first", [hang, answering(b""), answering(http(b"", "503 Later"))])
+@pytest.mark.parametrize(
+    "first",
+    [hang, answering(b""), answering(http(b"", "503 Later")), answering(http(b"<html>"))],
+    ids=["hangs", "closes", "fails", "answers nonsense"],
+)
 async def test_second_url_answers_when_the_first_does_not(synapse, first):
     with served(synapse) as address:
         async with (

@@ -113,15 +113,9 @@ def command() -> None:
 def serve(**options: Any) -> None:  # noqa: ANN401  (click passes each option by its name)
     """Run the service."""
     settings = Settings(**options)
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(message)s",
-        stream=sys.stderr,
-    )
-    # Libraries speak up when something is wrong. At debug level aiohttp and asyncio could quote
-    # a request, and with it a token.
-    for library in ("aiohttp", "asyncio", "httpx", "uvicorn"):
-        logging.getLogger(library).setLevel(logging.WARNING)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    # Only ours: at debug level libraries quote requests, and with them tokens.
+    logging.getLogger("whoami_router").setLevel(settings.log_level.upper())
     try:
         with open_listener(settings.listen) as listener:
             logger.info(

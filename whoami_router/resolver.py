@@ -41,9 +41,9 @@ class Resolver:
     """Resolves tokens to identifiers and remembers the answers.
 
     A token never changes its owner, so a remembered answer may be moot (the token was revoked,
-    which is Synapse's to say) but is never wrong. Remembers the least recently used last, at
-    most ``cache_size`` tokens for ``cache_ttl`` seconds each, by fingerprint only. ``clock``
-    returns seconds that never go backwards.
+    which is Synapse's to say) but is never wrong. At most ``cache_size`` tokens are remembered,
+    by fingerprint only, for ``cache_ttl`` seconds each; the least recently used is forgotten
+    first. ``clock`` returns seconds that never go backwards.
     """
 
     def __init__(

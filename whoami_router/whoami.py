@@ -82,26 +82,16 @@ class Whoami:
             headers[b"x-forwarded-for"] = caller.forwarded_for
             # Synapse warns in its log about each request that has the one without the other.
             headers[b"x-forwarded-proto"] = b"https"
-        status, body = await self._ask(headers)
-        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            return None
-        try:
-            user_id = json.loads(body)["user_id"]
-        except (ValueError, TypeError, KeyError, RecursionError) as exc:
-            raise WhoamiUnavailable(f"Synapse answered {status} without a user_id") from exc
-        if not isinstance(user_id, str):
-            raise WhoamiUnavailable(f"Synapse answered {status} with a user_id that is no text")
-        return user_id
+        return await self._ask(headers)
 
     async def probe(self) -> None:
-        """Return if Synapse answers whoami, asked without a token.
+        """Return if Synapse can be asked: without a token, it has to say that there is none.
 
-        Raises WhoamiUnavailable if it does not, and says why.
+        Raises WhoamiUnavailable if it does not.
         """
         await self._ask({})
 
-    async def _ask(self, headers: Mapping[bytes, bytes]) -> tuple[int, bytes]:
-        """Return the status (200, 401 or 403) and body of the first URL that answers so."""
+    async def _ask(self, headers: Mapping[bytes, bytes]) -> str | None:
         failures = []
         for url, client in self._clients.items():
             try:
@@ -120,7 +110,7 @@ class Whoami:
             await client.aclose()
 
 
-async def _get(client: httpx.AsyncClient, headers: Mapping[bytes, bytes]) -> tuple[int, bytes]:
+async def _get(client: httpx.AsyncClient, headers: Mapping[bytes, bytes]) -> str | None:
     body = b""
     try:
         async with client.stream("GET", _PATH, headers=headers) as response:
@@ -132,13 +122,17 @@ async def _get(client: httpx.AsyncClient, headers: Mapping[bytes, bytes]) -> tup
     # a ValueError is what header values with control characters end in.
     except (httpx.HTTPError, aiohttp.ClientError, OSError, ValueError) as exc:
         raise WhoamiUnavailable(f"failed to answer ({_describe(exc)})") from exc
-    if response.status_code not in (
-        HTTPStatus.OK,
-        HTTPStatus.UNAUTHORIZED,
-        HTTPStatus.FORBIDDEN,
-    ):
+    if response.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        return None
+    if response.status_code != HTTPStatus.OK:
         raise WhoamiUnavailable(f"answered {response.status_code}")
-    return response.status_code, body
+    try:
+        user_id = json.loads(body)["user_id"]
+    except (ValueError, TypeError, KeyError, RecursionError) as exc:
+        raise WhoamiUnavailable("answered without a user_id") from exc
+    if not isinstance(user_id, str):
+        raise WhoamiUnavailable("answered with a user_id that is no text")
+    return user_id
 
 
 def _describe(exc: Exception) -> str:
