@@ -54,7 +54,7 @@ class Process:
     it has ended, it appends to the same log.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (each by its name)
         self,
         name: str,
         command: Sequence[str | Path],
@@ -70,9 +70,7 @@ class Process:
         self.command = [str(word) for word in command]
         self.log = log
         self._ready = ready
-        # Debian's servers are in /usr/sbin, which is not on the path of an ordinary user.
-        path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"
-        self._environment = {**os.environ, "PATH": path, **(environment or {})}
+        self._environment = {**os.environ, **(environment or {})}
         self._user = user
         self._inherits = inherits
         self._seconds = seconds
@@ -99,14 +97,14 @@ class Process:
 
     def wait_ready(self) -> Self:
         """Return once the program is ready; if it is not, raise with the end of its log."""
-        try:
-            wait_until(
-                lambda: not self.alive or self._ready(),
-                f"{self.name} is ready",
-                seconds=self._seconds,
-            )
+
+        def ready() -> object:
             if not self.alive:
                 raise DidNotHappen(f"{self.name} ended with status {self.returncode}")
+            return self._ready()
+
+        try:
+            wait_until(ready, f"{self.name} is ready", seconds=self._seconds)
         except DidNotHappen as exc:
             exc.add_note(f"The end of {self.log}:\n{self.log_text()[-4000:]}")
             self.stop()

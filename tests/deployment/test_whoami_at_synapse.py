@@ -1,0 +1,75 @@
+"""How the router asks a real Synapse, and what Synapse makes of it."""
+
+import httpx
+import pytest
+
+from tests.stack.matrix import Matrix
+from tests.stack.process import wait_until
+from tests.stack.router import Router
+
+CLIENT = ("127.0.0.5", "Element/1.2.3")
+
+
+@pytest.fixture(params=["tcp", "unix", "worker"])
+def own_router(request, deployment, tmp_path):
+    """A router that remembers nothing yet, for each place where Synapse can be asked."""
+    tcp, unix = deployment.main.addresses
+    url = {
+        "tcp": f"http://{tcp}",
+        "unix": unix,
+        "worker": f"http://{deployment.workers['sync-1'].address}",
+    }[request.param]
+    with Router(tmp_path, url) as running:
+        yield running
+
+
+def resolve(router, token, **headers):
+    response = httpx.get(
+        f"http://{router.address}/resolve",
+        headers={"Authorization": f"Bearer {token}", **headers},
+        trust_env=False,
+    )
+    assert response.status_code == 204
+    return (
+        response.headers.get("x-user-identifier"),
+        response.headers.get("x-user-identifier-source"),
+    )
+
+
+def test_token_resolves_wherever_synapse_listens(own_router, matrix, new_user):
+    user = new_user()
+    for device in (user, matrix.log_in(user.localpart, refreshable=True)):
+        assert resolve(own_router, device.token) == (user.localpart, "whoami")
+        assert resolve(own_router, device.token) == (user.localpart, "cache")
+    assert resolve(own_router, "unknown") == (None, "rejected")
+
+
+def test_synapse_that_is_asked_is_ready(own_router):
+    response = httpx.get(f"http://{own_router.address}/ready", trust_env=False)
+    assert response.status_code == 204
+
+
+def test_lookup_is_recorded_as_the_clients(own_router, matrix, new_user):
+    admin, user = new_user("admin", admin=True), new_user()
+    address, user_agent = CLIENT
+    resolve(own_router, user.token, **{"X-Forwarded-For": address, "User-Agent": user_agent})
+    # Synapse writes down what it has seen every few seconds.
+    wait_until(
+        lambda: matrix.connections(user.user_id, admin=admin), "Synapse saw the user", seconds=60
+    )
+    assert matrix.connections(user.user_id, admin=admin) == {CLIENT}
+
+
+def test_sync_is_recorded_once_and_as_the_clients(deployment, matrix, new_user):
+    admin, user = new_user("admin", admin=True), new_user()
+    address, user_agent = CLIENT
+    with Matrix(deployment.nginx.url, source_address=address) as client:
+        response = client.sync(user, headers={"User-Agent": user_agent})
+    assert deployment.route(response).source == "whoami"
+    # The lookup came before the sync: once the sync is written down, so is the lookup.
+    wait_until(
+        lambda: CLIENT in matrix.connections(user.user_id, admin=admin),
+        "Synapse saw the client",
+        seconds=60,
+    )
+    assert matrix.connections(user.user_id, admin=admin) == {CLIENT}

@@ -1,0 +1,124 @@
+"""All of it together: what runs when whoami-router is in use."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from tests.stack.nginx import Nginx
+from tests.stack.postgres import Postgres
+from tests.stack.process import Process, free_port
+from tests.stack.redis import Redis
+from tests.stack.router import Router
+from tests.stack.synapse import Main, SharedConfiguration, Worker
+
+# Two lines of the shipped files: what was decided, in each response and in a log.
+DEBUG_HEADERS = (
+    "snippets/route_by_user.conf",
+    "#include snippets/debug_headers.conf;",
+    "include snippets/debug_headers.conf;",
+)
+ACCESS_LOG = (
+    "conf.d/access_log.conf",
+    "access_log off;",
+    "access_log /dev/stdout without_query;",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Which way a request went, as the debug headers of its response say."""
+
+    identifier: str | None
+    source: str | None
+    worker: str
+    pool: str
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """Everything that runs, all of it on loopback and in one directory."""
+
+    directory: Path
+    registration_secret: str
+    main: Main
+    workers: Mapping[str, Worker]
+    router: Router
+    nginx: Nginx
+    upstreams: Mapping[str, tuple[str, ...]]
+
+    def route(self, response: httpx.Response) -> Route:
+        """Return which way a sync went."""
+        address = response.headers["x-upstream-address"]
+        return Route(
+            response.headers.get("x-user-identifier"),
+            response.headers.get("x-user-identifier-source"),
+            next(name for name, worker in self.workers.items() if worker.address == address),
+            next(name for name, servers in self.upstreams.items() if address in servers),
+        )
+
+
+@contextmanager
+def deployed(progress: Callable[[str], object] = lambda _: None) -> Iterator[Deployment]:
+    """Start everything; afterwards stop everything, also after an error.
+
+    ``progress`` is told what is being started. Raises DidNotHappen, with the end of the log of
+    the program that did not start.
+    """
+    with ExitStack() as stack:
+        # In /tmp whatever TMPDIR says: the path of a UNIX socket must not be longer than 107
+        # bytes. PostgreSQL and nginx's workers run as other users and have to get through.
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wr-", dir="/tmp")))
+        directory.chmod(0o755)
+
+        def start(*processes: Process) -> None:
+            for process in processes:
+                stack.callback(process.stop)
+                process.spawn()
+            for process in processes:
+                process.wait_ready()
+
+        def tcp() -> str:
+            return f"127.0.0.1:{free_port()}"
+
+        def unix(name: str) -> str:
+            return f"unix:{directory}/{name}.sock"
+
+        progress("PostgreSQL and Redis")
+        postgres, redis = Postgres(directory), Redis(directory)
+        start(postgres, redis)
+
+        progress("Synapse's main process, which makes its tables first")
+        shared = SharedConfiguration(directory, postgres, redis)
+        main = Main(shared, [tcp(), unix("main")])
+        start(main)
+
+        progress("Synapse's workers, two for syncs and two for initial syncs")
+        addresses = {
+            "sync-1": tcp(),
+            "sync-2": unix("sync-2"),
+            "initial-1": unix("initial-1"),
+            "initial-2": tcp(),
+        }
+        workers = {name: Worker(shared, name, address) for name, address in addresses.items()}
+        start(*workers.values())
+
+        progress("whoami-router and nginx")
+        router = Router(
+            directory, unix("main"), "--log-level", "debug", listen=f"unix:{directory}/router.sock"
+        )
+        upstreams = {
+            "whoami_router": (router.address,),
+            "synapse_main": (main.addresses[0],),
+            "synapse_sync": (addresses["sync-1"], addresses["sync-2"]),
+            "synapse_initial_sync": (addresses["initial-1"], addresses["initial-2"]),
+        }
+        nginx = Nginx(directory, upstreams, edits=[DEBUG_HEADERS, ACCESS_LOG])
+        start(router, nginx)
+
+        yield Deployment(
+            directory, shared.registration_secret, main, workers, router, nginx, upstreams
+        )

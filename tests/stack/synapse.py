@@ -1,0 +1,159 @@
+"""Synapse: its main process and its workers, and what they are told."""
+
+import base64
+import json
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.stack import postgres
+from tests.stack.postgres import Postgres
+from tests.stack.process import DidNotHappen, Process, accepts
+from tests.stack.redis import Redis
+
+SERVER_NAME = "example.org"
+
+# Synapse has an environment of its own, so that its pins do not constrain ours. The Makefile
+# makes it; which version is in synapse-requirements.txt.
+PYTHON = Path(
+    os.environ.get("SYNAPSE_PYTHON", Path(__file__).parents[2] / ".venv-synapse/bin/python")
+)
+
+# Tests do in seconds what people do in days.
+_UNLIMITED = {"per_second": 10_000, "burst_count": 10_000}
+
+
+class SharedConfiguration:
+    """What all processes of one Synapse are told, in a file of its own."""
+
+    def __init__(self, directory: Path, database: Postgres, redis: Redis) -> None:
+        if not PYTHON.exists():
+            raise DidNotHappen(f"there is no Synapse at {PYTHON} (SYNAPSE_PYTHON names another)")
+        self.directory = directory
+        self.path = directory / "homeserver.yaml"
+        self.registration_secret = secrets.token_hex()
+        signing_key = directory / "signing.key"
+        seed = base64.b64encode(secrets.token_bytes(32)).decode().rstrip("=")
+        signing_key.write_text(f"ed25519 demo {seed}\n")
+        _write(
+            self.path,
+            {
+                "server_name": SERVER_NAME,
+                "signing_key_path": str(signing_key),
+                "macaroon_secret_key": secrets.token_hex(),
+                "form_secret": secrets.token_hex(),
+                "registration_shared_secret": self.registration_secret,
+                "worker_replication_secret": secrets.token_hex(),
+                "media_store_path": str(directory / "media"),
+                "database": {
+                    "name": "psycopg2",
+                    "args": {
+                        "host": str(database.directory),
+                        "user": postgres.USER,
+                        "dbname": postgres.DATABASE,
+                        "cp_min": 1,
+                        "cp_max": 5,
+                    },
+                },
+                "redis": {"enabled": True, "path": str(redis.path)},
+                "instance_map": {"main": {"path": str(directory / "replication.sock")}},
+                # Every kind of token that Synapse issues by itself.
+                "allow_guest_access": True,
+                "refreshable_access_token_lifetime": "5m",
+                "bcrypt_rounds": 4,  # passwords that are not worth a good hash
+                "rc_message": _UNLIMITED,
+                "rc_registration": _UNLIMITED,
+                "rc_login": dict.fromkeys(("address", "account", "failed_attempts"), _UNLIMITED),
+                # Nothing that leaves this machine, and nothing that makes work of its own.
+                "report_stats": False,
+                "trusted_key_servers": [],
+                "federation_domain_whitelist": [],
+                "send_federation": False,
+                "url_preview_enabled": False,
+                "presence": {"enabled": False},
+                "stats": {"enabled": False},
+            },
+        )
+
+
+class Synapse(Process):
+    """One process of Synapse, answering clients at each of ``addresses``.
+
+    An address is ``host:port`` or ``unix:/path``.
+    """
+
+    def __init__(
+        self,
+        app: str,
+        name: str,
+        addresses: Sequence[str],
+        *,
+        shared: SharedConfiguration,
+        own: Mapping[str, Any],
+    ) -> None:
+        self.addresses = tuple(addresses)
+        configuration = shared.directory / f"{name}.yaml"
+        _write(configuration, own)
+        super().__init__(
+            f"Synapse {name}",
+            [PYTHON, "-m", app, "-c", shared.path, "-c", configuration],
+            shared.directory / f"{name}.log",
+            ready=lambda: all(accepts(address) for address in self.addresses),
+            seconds=180,  # of which the main process takes some to make its tables
+        )
+
+
+class Main(Synapse):
+    """The main process, which the workers depend on."""
+
+    def __init__(self, shared: SharedConfiguration, addresses: Sequence[str]) -> None:
+        replication = {
+            "type": "http",
+            "path": str(shared.directory / "replication.sock"),
+            "resources": [{"names": ["replication"]}],
+        }
+        super().__init__(
+            "synapse.app.homeserver",
+            "main",
+            addresses,
+            shared=shared,
+            own={"listeners": [*map(_client_listener, addresses), replication]},
+        )
+
+
+class Worker(Synapse):
+    """A generic worker."""
+
+    def __init__(self, shared: SharedConfiguration, name: str, address: str) -> None:
+        self.address = address
+        super().__init__(
+            "synapse.app.generic_worker",
+            name,
+            [address],
+            shared=shared,
+            own={
+                "worker_app": "synapse.app.generic_worker",
+                "worker_name": name,
+                "worker_listeners": [_client_listener(address)],
+            },
+        )
+
+
+def _client_listener(address: str) -> dict[str, Any]:
+    if address.startswith("unix:"):
+        place: dict[str, Any] = {"path": address.removeprefix("unix:")}
+    else:
+        host, _, port = address.rpartition(":")
+        place = {"port": int(port), "bind_addresses": [host]}
+    return {
+        "type": "http",
+        **place,
+        "x_forwarded": True,  # (!) or every device has the address of nginx, or of the router
+        "resources": [{"names": ["client"]}],
+    }
+
+
+def _write(path: Path, configuration: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(configuration, indent=2))  # JSON is YAML, too
