@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +21,27 @@ ACCESS_LOG = (
     "\naccess_log off;",
     "\naccess_log /dev/stdout without_query;",
 )
+
+
+def check(directory: Path, *replacements: Path) -> str:
+    """Return what ``nginx -t`` says to the shipped files, installed in ``directory``.
+
+    ``replacements`` take the place of the files of their names in conf.d. The temporary files
+    are in ``directory``, too: in /tmp they would be in the way of another user's nginx.
+    """
+    files = shutil.copytree(SHIPPED, directory / "nginx")
+    for file in replacements:
+        assert (files / "conf.d" / file.name).exists(), f"nothing to replace: {file.name}"
+        shutil.copy(file, files / "conf.d")
+    main = files / "nginx.conf"
+    main.write_text(main.read_text().replace("/tmp/nginx", str(directory / "temp")))
+    return subprocess.run(
+        ["nginx", "-e", "stderr", "-t", "-c", main],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd="/",
+    ).stderr
 
 
 class Nginx(Process):

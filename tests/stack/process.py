@@ -107,7 +107,6 @@ class Process:
             wait_until(ready, f"{self.name} is ready", seconds=self._seconds)
         except DidNotHappen as exc:
             exc.add_note(f"The end of {self.log}:\n{self.log_text()[-4000:]}")
-            self.stop()
             raise
         return self
 
@@ -115,7 +114,12 @@ class Process:
         """Start the program and return once it is ready."""
         return self.spawn().wait_ready()
 
-    __enter__ = start
+    def __enter__(self) -> Self:
+        try:
+            return self.start()
+        except BaseException:  # Ctrl-C, too
+            self.stop()
+            raise
 
     def __exit__(self, *_: object) -> None:
         self.stop()
