@@ -8,24 +8,12 @@ from pathlib import Path
 
 import httpx
 
-from tests.stack.nginx import Nginx
+from tests.stack.nginx import ACCESS_LOG, DEBUG_HEADERS, Nginx
 from tests.stack.postgres import Postgres
 from tests.stack.process import Process, free_port
 from tests.stack.redis import Redis
 from tests.stack.router import Router
 from tests.stack.synapse import Main, SharedConfiguration, Worker
-
-# Two lines of the shipped files: what was decided, in each response and in a log.
-DEBUG_HEADERS = (
-    "snippets/route_by_user.conf",
-    "#include snippets/debug_headers.conf;",
-    "include snippets/debug_headers.conf;",
-)
-ACCESS_LOG = (
-    "conf.d/access_log.conf",
-    "access_log off;",
-    "access_log /dev/stdout without_query;",
-)
 
 
 @dataclass(frozen=True, slots=True)
