@@ -47,6 +47,12 @@ def test_unknown_host_is_said():
         pass
 
 
+@pytest.mark.parametrize("address", [Tcp("a..b", 0), Tcp("a" * 64, 0), Inherited(10**20)])
+def test_impossible_address_is_said(address):
+    with pytest.raises(CannotListen), open_listener(address):
+        pass
+
+
 def test_any_user_may_connect_to_the_unix_socket_and_it_is_removed_at_the_end(tmp_path):
     path = tmp_path / "sock"
     umask = os.umask(0o077)

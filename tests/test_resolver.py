@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import gc
 import logging
 
 import pytest
@@ -173,26 +172,20 @@ async def test_token_that_no_header_can_carry_is_never_asked_about(resolver, loo
     assert lookup.asked == []
 
 
-async def test_defect_in_a_lookup_reaches_its_callers_and_leaves_nothing_behind(resolver, lookup):
-    lookup.failure = RuntimeError("defect")
-    with pytest.raises(RuntimeError):
-        await resolver.resolve(b"a", CALLER)
+async def test_defect_in_a_lookup_means_the_fallback_and_is_reported_without_its_message(
+    resolver, lookup, caplog
+):
+    lookup.failure = RuntimeError("very-secret")
+    assert await resolver.resolve(b"a", CALLER) == fallback(b"a")
+    assert "RuntimeError" in caplog.text
+    assert "very-secret" not in caplog.text
     lookup.failure = None
     assert (await resolver.resolve(b"a", CALLER)).source == Source.WHOAMI
 
 
-async def test_defect_that_nobody_waits_for_any_more_is_not_asyncios_to_report(
-    resolver, lookup, caplog
-):
-    lookup.gate.clear()
-    lookup.failure = RuntimeError("defect")
-    caller = asyncio.create_task(resolver.resolve(b"a", CALLER))
-    await settle()
-    caller.cancel()
-    lookup.gate.set()
-    await settle()
-    gc.collect()
-    assert caplog.records == []
+async def test_forged_token_with_an_endless_localpart_is_no_identifier(resolver):
+    token = with_checksum(b"syt_" + base64.b64encode(b"%" * 8000).rstrip(b"=") + b"_random")
+    assert await resolver.resolve(token, CALLER) == fallback(token)
 
 
 async def test_synapse_going_and_coming_back_is_one_line_each(resolver, lookup, caplog):

@@ -54,7 +54,8 @@ def test_synapse_url_is_read(text, url):
     [
         *("", "synapse", "synapse:8008", "https://h:1", "http://", "http://h:0", "http://h:x"),
         *("http://h:65536", "http://u:p@h", "http://h/_matrix", "http://h?a", "http://h#a"),
-        *("http://[h", "unix:", "unix:synapse.sock"),
+        *("http://[h", "http://a b:80", "http://h:8008?", "http://a..b:1", "http://%zz:1"),
+        *("unix:", "unix:synapse.sock"),
     ],
 )
 def test_wrong_synapse_url_is_refused_with_an_example(text):

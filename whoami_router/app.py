@@ -63,8 +63,8 @@ def create_app(
 class Resolve:
     """Answers any request with 204 and, where one is known, the identifier to route by.
 
-    Plain ASGI: nginx sends the client's method, whatever it is, and waits for this answer
-    before every sync.
+    Plain ASGI, for every method: nginx asks with GET, other proxies with the client's. The proxy
+    waits for this answer before every sync.
     """
 
     def __init__(self, resolver: Resolver) -> None:

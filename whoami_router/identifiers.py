@@ -2,9 +2,9 @@
 
 from urllib.parse import quote
 
-# The longest user ID, sigil and domain included. The specification has counted both characters
-# and bytes; characters admit every ID that either reading admits.
-_LONGEST_USER_ID = 255
+# The longest user ID. The specification has counted both characters and bytes; characters admit
+# every ID that either reading admits. A longer identifier would not fit nginx's header buffer.
+_LONGEST = 255
 
 
 def from_user_id(user_id: str) -> str:
@@ -16,8 +16,8 @@ def from_user_id(user_id: str) -> str:
     localpart, colon, domain = user_id.partition(":")
     if not (localpart.startswith("@") and colon and domain):
         raise ValueError("not of the form @localpart:domain")
-    if len(user_id) > _LONGEST_USER_ID:
-        raise ValueError(f"longer than {_LONGEST_USER_ID} characters")
+    if len(user_id) > _LONGEST:
+        raise ValueError(f"longer than {_LONGEST} characters")
     return from_localpart(localpart[1:])
 
 
@@ -25,9 +25,9 @@ def from_localpart(localpart: str) -> str:
     """Return the localpart, percent-encoded but for unreserved ASCII (RFC 3986, section 2.3).
 
     Historical user IDs may hold any Unicode. Encoded they stay distinct, and no value can break
-    out of a header. Raises ValueError if the text is empty or cannot be a localpart.
+    out of a header. Raises ValueError if the text is empty, too long or cannot be a localpart.
     """
-    if not localpart or ":" in localpart or "\0" in localpart:
+    if not 0 < len(localpart) <= _LONGEST or ":" in localpart or "\0" in localpart:
         raise ValueError("not a localpart")
     return quote(localpart, safe="")  # a lone surrogate raises UnicodeEncodeError, a ValueError
 

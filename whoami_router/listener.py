@@ -28,8 +28,8 @@ def open_listener(address: ListenAddress) -> Iterator[socket.socket]:
                 listener = _bind_unix(path)
             case Inherited(fd):
                 listener = _inherit(fd)
-    except OSError as exc:
-        raise CannotListen(exc.strerror or str(exc)) from exc
+    except (OSError, UnicodeError, OverflowError) as exc:  # the latter two: no host name, no fd
+        raise CannotListen(getattr(exc, "strerror", None) or str(exc)) from exc
     made = address.path.lstat().st_ino if isinstance(address, Unix) else None
     try:
         yield listener

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -83,7 +84,7 @@ class Resolver:
             # others wait for the same answer.
             lookup = asyncio.create_task(self._look_up(key, token, caller))
             self._in_flight[key] = lookup
-            lookup.add_done_callback(lambda done: self._forget_lookup(key, done))
+            lookup.add_done_callback(lambda _: self._in_flight.pop(key))
         return await asyncio.shield(lookup)
 
     async def _look_up(self, key: bytes, token: bytes, caller: Caller) -> Resolution:
@@ -93,16 +94,18 @@ class Resolver:
         except (WhoamiUnavailable, ValueError) as exc:
             self._note_unavailable(exc)
             return _fallback(key, token)
+        except Exception as exc:  # noqa: BLE001  (a defect, of ours or of a library)
+            # The place but not the message, which could quote the request.
+            place = "".join(traceback.format_tb(exc.__traceback__))
+            logger.error(  # noqa: TRY400  (.exception would add the message)
+                "%s during a lookup, please report:\n%s", type(exc).__name__, place
+            )
+            return _fallback(key, token)
         self._note_available()
         if identifier is None:
             return Resolution(None, Source.REJECTED)
         self._remembered[key] = identifier
         return Resolution(identifier, Source.WHOAMI)
-
-    def _forget_lookup(self, key: bytes, lookup: asyncio.Task[Resolution]) -> None:
-        del self._in_flight[key]
-        if not lookup.cancelled():
-            lookup.exception()  # seen by whoever waits; if nobody does, asyncio need not complain
 
     # One line when Synapse goes and one when it comes back, not one per request.
 

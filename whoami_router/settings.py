@@ -1,8 +1,15 @@
 """The settings of a running service, and what their texts may look like."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+
+_LAST_PORT = 65535
+
+_HTTP_URL = re.compile(
+    r"http://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*)"
+    r"(:(?P<port>[0-9]{1,5}))?/?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +78,7 @@ def parse_listen(text: str) -> ListenAddress:
     bracketed = host.startswith("[") and host.endswith("]")
     if not host or (":" in host and not bracketed):
         raise ValueError("needs host:port, unix:/path or fd:3, for example 127.0.0.1:9009")
-    if not (port.isascii() and port.isdigit() and int(port) <= 65535):  # noqa: PLR2004  (TCP's)
+    if not (port.isascii() and port.isdigit() and int(port) <= _LAST_PORT):
         raise ValueError("needs a port from 0 to 65535, for example 127.0.0.1:9009")
     return Tcp(host[1:-1] if bracketed else host, int(port))
 
@@ -86,19 +93,8 @@ def parse_synapse_url(text: str) -> str:
         if not Path(text.removeprefix("unix:")).is_absolute():
             raise ValueError("needs an absolute path, for example unix:/run/synapse/main.sock")
         return text
-    try:
-        url = urlsplit(text)
-        usable = (
-            url.scheme == "http"
-            and url.hostname
-            and url.port != 0  # reading .port raises ValueError if it is none
-            and "@" not in url.netloc
-            and url.path in ("", "/")
-            and not (url.query or url.fragment)
-        )
-    except ValueError:
-        usable = False
-    if not usable:
+    found = _HTTP_URL.fullmatch(text)
+    if found is None or not 0 < int(found["port"] or 80) <= _LAST_PORT:
         raise ValueError(
             "needs http://host:port (no user, path or query) or unix:/path, "
             "for example http://127.0.0.1:8008"

@@ -125,7 +125,8 @@ def hung_router_costs_no_sync_and_little_time(setting):
 def no_answer_of_the_router_costs_a_sync(setting):
     site = setting.site(router_address=setting.fake_router.address)
     registered = {*HTTPStatus, 305, 402, 418, 506} - {HTTPStatus.REQUEST_TIMEOUT}
-    for status in sorted(status for status in registered if status >= 300):
+    refusals = {status for status in registered if 300 <= status < 500}
+    for status in sorted({*refusals, *range(500, 600)}):
         setting.fake_router.answer = Response(status_code=status)
         assert site.get(SYNC, TOKEN).status_code == 200, status
 
@@ -199,9 +200,9 @@ def no_log_shows_a_query_token(setting):
     site = setting.site(
         ACCESS_LOG,
         router_address=setting.dead_address,
-        initial=(setting.dead_address, setting.dead_address),
+        initial=(setting.dead_address, "unix:/nowhere/synapse.sock"),
     )
-    for path in (SYNC, "/_matrix/client/v3/sync?x", "/_matrix/client/versions?x"):
+    for path in (SYNC, *["/_matrix/client/v3/sync?x"] * 3, "/_matrix/client/versions?x"):
         site.get(f"{path}&access_token=very-secret")
     wait_until(lambda: "/versions" in site.nginx.log_text(), "the access log")
     assert "very-secret" not in site.nginx.log_text()
@@ -266,7 +267,7 @@ TRAPS = [
         "proxy_set_header X-User-Identifier-Source ",
         synapse_sees("x-user-identifier-source", None, **{"x-user-identifier-source": "cache"}),
     ),
-    ("nginx.conf", "error_log stderr crit;", no_log_shows_a_query_token),
+    ("nginx.conf", "error_log stderr alert;", no_log_shows_a_query_token),
 ]
 
 
