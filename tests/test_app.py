@@ -118,6 +118,10 @@ async def test_defect_costs_the_identifier_and_not_the_request(caplog):
     assert "very-secret" not in caplog.text
 
 
+async def test_mistaken_path_is_not_found(client):
+    assert (await client.get("/resolve/", headers=ALICE)).status_code == 404
+
+
 async def test_health_needs_no_synapse(client, synapse):
     assert (await client.get("/health")).status_code == 204
     assert synapse.requests == []

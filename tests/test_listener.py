@@ -1,6 +1,7 @@
 import os
 import socket
 import stat
+from contextlib import ExitStack
 
 import pytest
 
@@ -82,6 +83,26 @@ def test_socket_in_use_is_left_alone(tmp_path):
         with pytest.raises(CannotListen, match="another process"), open_listener(Unix(path)):
             pass
         assert connects(path)
+
+
+def test_socket_of_a_process_that_hangs_is_in_use_at_once(tmp_path):
+    path = tmp_path / "sock"
+    with socket.socket(socket.AF_UNIX) as hung, ExitStack() as waiting:
+        hung.bind(str(path))
+        hung.listen(0)
+        full = False
+        while not full:
+            client = waiting.enter_context(socket.socket(socket.AF_UNIX))
+            client.settimeout(0)
+            full = client.connect_ex(str(path)) != 0
+        with pytest.raises(CannotListen, match="another process"), open_listener(Unix(path)):
+            pass
+
+
+def test_abstract_socket_has_a_name_to_show():
+    with socket.socket(socket.AF_UNIX) as abstract:
+        abstract.bind(f"\0whoami-router-test-{os.getpid()}")
+        assert str(address_of(abstract)).startswith("unix:@whoami-router-test-")
 
 
 def test_file_that_is_no_socket_is_left_alone(tmp_path):

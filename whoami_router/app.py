@@ -50,7 +50,7 @@ def create_app(
         yield
         await whoami.aclose()
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/resolve", Resolve(resolver)),
             Route("/health", health),
@@ -58,6 +58,8 @@ def create_app(
         ],
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # "/resolve/" is a mistake to be seen, as a 404
+    return app
 
 
 class Resolve:

@@ -45,7 +45,8 @@ def address_of(listener: socket.socket) -> ListenAddress:
     """Return the address that the socket really has: the system may have chosen the port."""
     name = listener.getsockname()
     if listener.family == socket.AF_UNIX:
-        return Unix(Path(name))
+        # An abstract socket (Linux) has a name in bytes, which starts with NUL.
+        return Unix(Path(os.fsdecode(name).replace("\0", "@")))
     return Tcp(name[0], name[1])
 
 
@@ -89,8 +90,12 @@ def _remove_stale(path: Path) -> None:
     if not is_socket:
         raise CannotListen("there is a file that is not a socket; remove it or choose another path")
     with socket.socket(socket.AF_UNIX) as probe:
+        # Or a process that hangs, its backlog full, would make us wait for it.
+        probe.settimeout(0)
         try:
             probe.connect(str(path))
+        except BlockingIOError:
+            pass
         except ConnectionRefusedError:
             path.unlink(missing_ok=True)
             return

@@ -267,7 +267,7 @@ TRAPS = [
         "proxy_set_header X-User-Identifier-Source ",
         synapse_sees("x-user-identifier-source", None, **{"x-user-identifier-source": "cache"}),
     ),
-    ("nginx.conf", "error_log stderr alert;", no_log_shows_a_query_token),
+    ("nginx.conf", "error_log stderr emerg;", no_log_shows_a_query_token),
 ]
 
 
