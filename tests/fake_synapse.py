@@ -21,12 +21,14 @@ WHOAMI = "/_matrix/client/v3/account/whoami"
 class FakeSynapse:
     """An ASGI application; ``requests`` holds what it was asked, oldest first.
 
-    ``owners`` maps tokens to user IDs. ``answer`` replaces every answer, ``held`` holds it
-    back.
+    ``owners`` maps tokens to user IDs. ``services`` maps the tokens of application services to
+    the users they may act for, the service's own first. ``answer`` replaces every answer,
+    ``held`` holds it back.
     """
 
     name: str = "synapse"
     owners: dict[str, str] = field(default_factory=dict)
+    services: dict[str, list[str]] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     answer: Response | None = None
     held: bool = False
@@ -47,6 +49,11 @@ class FakeSynapse:
         token = request.headers.get("authorization", "").removeprefix("Bearer ")
         if token in self.owners:
             return JSONResponse({"user_id": self.owners[token], "device_id": "DEVICE"})
+        if token in self.services:
+            user_id = request.query_params.get("user_id", self.services[token][0])
+            if user_id in self.services[token]:
+                return JSONResponse({"user_id": user_id})
+            return JSONResponse({"errcode": "M_FORBIDDEN", "error": "Not yours"}, 403)
         return JSONResponse({"errcode": "M_UNKNOWN_TOKEN", "error": "Unknown token"}, 401)
 
 

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from whoami_router.listener import CannotListen, address_of, open_listener
+from whoami_router.listener import CannotListen, Listener, open_listener
 from whoami_router.settings import Inherited, Tcp, Unix
 
 
@@ -16,19 +16,19 @@ def connects(path):
 
 def test_system_chooses_port_zero():
     with open_listener(Tcp("127.0.0.1", 0)) as listener:
-        port = address_of(listener).port
+        port = listener.address.port
         assert port > 0
         socket.create_connection(("127.0.0.1", port), timeout=5).close()
 
 
 def test_port_is_free_at_once_after_connections_that_we_closed():
     with open_listener(Tcp("127.0.0.1", 0)) as listener:
-        address = address_of(listener)
-        with socket.create_connection(listener.getsockname()) as client:
-            listener.accept()[0].close()  # the side that closes first waits (TIME_WAIT)
+        address = listener.address
+        with socket.create_connection(listener.socket.getsockname()) as client:
+            listener.socket.accept()[0].close()  # the side that closes first waits (TIME_WAIT)
             assert client.recv(1) == b""
     with open_listener(address) as listener:
-        assert address_of(listener) == address
+        assert listener.address == address
 
 
 def test_port_in_use_is_said():
@@ -60,7 +60,7 @@ def test_any_user_may_connect_to_the_unix_socket_and_it_is_removed_at_the_end(tm
     try:
         with open_listener(Unix(path)) as listener:
             assert stat.S_IMODE(path.stat().st_mode) == 0o666
-            assert address_of(listener) == Unix(path)
+            assert listener.address == Unix(path)
             assert connects(path)
             assert os.umask(0o077) == 0o077
     finally:
@@ -102,7 +102,7 @@ def test_socket_of_a_process_that_hangs_is_in_use_at_once(tmp_path):
 def test_abstract_socket_has_a_name_to_show():
     with socket.socket(socket.AF_UNIX) as abstract:
         abstract.bind(f"\0whoami-router-test-{os.getpid()}")
-        assert str(address_of(abstract)).startswith("unix:@whoami-router-test-")
+        assert str(Listener(abstract, None).address).startswith("unix:@whoami-router-test-")
 
 
 def test_file_that_is_no_socket_is_left_alone(tmp_path):
@@ -123,6 +123,27 @@ def test_socket_of_a_successor_is_not_removed(tmp_path):
     successor.close()
 
 
+def test_unix_socket_is_reachable_until_it_is_removed_or_replaced(tmp_path):
+    path = tmp_path / "sock"
+    with open_listener(Unix(path)) as listener:
+        assert listener.reachable()
+        path.unlink()
+        assert not listener.reachable()
+        with socket.socket(socket.AF_UNIX) as successor:
+            successor.bind(str(path))
+            assert not listener.reachable()
+
+
+def test_what_cannot_be_removed_is_always_reachable(tmp_path):
+    with open_listener(Tcp("127.0.0.1", 0)) as listener:
+        assert listener.reachable()
+    path = tmp_path / "sock"
+    with socket.create_server(str(path), family=socket.AF_UNIX) as activated:
+        path.unlink()  # whoever made it may do so, and connects in another way
+        with open_listener(Inherited(os.dup(activated.fileno()))) as listener:
+            assert listener.reachable()
+
+
 @pytest.mark.parametrize("path", ["missing/sock", "x" * 200])
 def test_impossible_path_is_said(tmp_path, path):
     with pytest.raises(CannotListen), open_listener(Unix(tmp_path / path)):
@@ -133,7 +154,7 @@ def test_inherited_socket_is_used():
     with socket.create_server(("127.0.0.1", 0)) as parent:
         address = parent.getsockname()
         with open_listener(Inherited(os.dup(parent.fileno()))) as listener:
-            assert listener.getsockname() == address
+            assert listener.socket.getsockname() == address
         assert parent.getsockname() == address
 
 

@@ -1,3 +1,4 @@
+import base64
 import hashlib
 import zlib
 
@@ -123,3 +124,9 @@ def with_checksum(body):
     alphabet = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
     crc = zlib.crc32(body)
     return body + b"_" + bytes(alphabet[crc // 62**power % 62] for power in range(5, -1, -1))
+
+
+def native(localpart):
+    """Return a token as Synapse issues it for this localpart, in bytes."""
+    encoded = base64.b64encode(localpart).rstrip(b"=")
+    return with_checksum(b"syt_" + encoded + b"_GPIkutRJaRjxLXIaUWCA")

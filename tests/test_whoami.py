@@ -11,11 +11,12 @@ import pytest
 from starlette.responses import Response
 
 from tests.fake_synapse import FakeSynapse, served
-from whoami_router.whoami import Caller, Whoami, WhoamiUnavailable
+from whoami_router.whoami import Caller, Owner, Whoami, WhoamiUnavailable, _Question
 
 pytestmark = pytest.mark.anyio
 
 CALLER = Caller(b"192.0.2.1", b"Element/1.0")
+ALICE = b'{"user_id": "@alice:h", "device_id": "DEVICE"}'
 
 
 @pytest.fixture
@@ -76,32 +77,32 @@ def http(body, status="200 OK", length=None):
 async def test_owner_is_named(synapse):
     with served(synapse) as address:
         async with asking(f"http://{address}") as whoami:
-            assert await whoami.user_id(b"a", CALLER) == "@alice:example.org"
+            assert await whoami.owner(b"a", CALLER) == Owner("@alice:example.org")
 
 
 async def test_rejected_token_has_no_owner(synapse):
     with served(synapse) as address:
         async with asking(f"http://{address}") as whoami:
-            assert await whoami.user_id(b"unknown", CALLER) is None
+            assert await whoami.owner(b"unknown", CALLER) is None
 
 
 async def test_forbidden_token_has_no_owner(synapse):
     synapse.answer = Response(status_code=403)
     with served(synapse) as address:
         async with asking(f"http://{address}") as whoami:
-            assert await whoami.user_id(b"a", CALLER) is None
+            assert await whoami.owner(b"a", CALLER) is None
 
 
 async def test_unix_socket_is_asked_alike(tmp_path):
-    answer = answering(http(b'{"user_id": "@alice:example.org"}'))
+    answer = answering(http(b'{"user_id": "@alice:example.org", "device_id": "D"}'))
     async with raw_server(answer, tmp_path / "synapse.sock") as url, asking(url) as whoami:
-        assert await whoami.user_id(b"a", CALLER) == "@alice:example.org"
+        assert await whoami.owner(b"a", CALLER) == Owner("@alice:example.org")
 
 
 async def test_synapse_sees_the_client_and_not_the_router(synapse):
     with served(synapse) as address:
         async with asking(f"http://{address}") as whoami:
-            await whoami.user_id(b"a", CALLER)
+            await whoami.owner(b"a", CALLER)
     [request] = synapse.requests
     assert request.headers["x-forwarded-for"] == "192.0.2.1"
     assert request.headers["x-forwarded-proto"] == "https"
@@ -112,7 +113,7 @@ async def test_synapse_sees_the_client_and_not_the_router(synapse):
 async def test_client_without_user_agent_is_not_given_one(synapse):
     with served(synapse) as address:
         async with asking(f"http://{address}") as whoami:
-            await whoami.user_id(b"a", Caller())
+            await whoami.owner(b"a", Caller())
     [request] = synapse.requests
     assert request.headers.get("user-agent", "") == ""
     assert "x-forwarded-for" not in request.headers
@@ -122,17 +123,17 @@ async def test_lookups_share_kept_alive_connections(synapse):
     with served(synapse) as address:
         async with asking(f"http://{address}") as whoami:
             for _ in range(20):
-                await whoami.user_id(b"a", CALLER)
+                await whoami.owner(b"a", CALLER)
     assert len({request.client.port for request in synapse.requests}) == 1
 
 
 async def test_connection_that_synapse_closed_meanwhile_costs_no_answer():
     async def answer(reader, writer):
-        await answering(http(b'{"user_id": "@alice:h"}'))(reader, writer)  # and close
+        await answering(http(ALICE))(reader, writer)  # and close
 
     async with raw_server(answer) as url, asking(url) as whoami:
         for _ in range(20):
-            assert await whoami.user_id(b"a", CALLER) == "@alice:h"
+            assert await whoami.owner(b"a", CALLER) == Owner("@alice:h")
 
 
 async def test_cookie_set_for_one_user_is_not_sent_for_another(synapse):
@@ -140,8 +141,8 @@ async def test_cookie_set_for_one_user_is_not_sent_for_another(synapse):
     with served(synapse) as address:
         # By name: aiohttp keeps no cookie for an address, but would for a host.
         async with asking(f"http://{address}".replace("127.0.0.1", "localhost")) as whoami:
-            await whoami.user_id(b"a", CALLER)
-            await whoami.user_id(b"b", CALLER)
+            await whoami.owner(b"a", CALLER)
+            await whoami.owner(b"b", CALLER)
     assert all("cookie" not in request.headers for request in synapse.requests)
 
 
@@ -150,7 +151,7 @@ async def test_environment_cannot_send_tokens_through_a_proxy(synapse, monkeypat
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
     with served(synapse) as address:
         async with asking(f"http://{address}") as whoami:
-            assert await whoami.user_id(b"a", CALLER) == "@alice:example.org"
+            assert await whoami.owner(b"a", CALLER) == Owner("@alice:example.org")
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,7 @@ async def test_environment_cannot_send_tokens_through_a_proxy(synapse, monkeypat
 async def test_nonsense_is_unavailable_and_quotes_no_token(data):
     async with raw_server(answering(data)) as url, asking(url) as whoami:
         with pytest.raises(WhoamiUnavailable) as caught:
-            await whoami.user_id(b"very-secret", CALLER)
+            await whoami.owner(b"very-secret", CALLER)
     exc = caught.value
     while exc is not None:
         assert "very-secret" not in f"{exc} {exc!r}"
@@ -194,13 +195,13 @@ async def test_nobody_listening_is_unavailable():
         port = closed.getsockname()[1]
     async with asking(f"http://127.0.0.1:{port}") as whoami:
         with pytest.raises(WhoamiUnavailable, match=str(port)):
-            await whoami.user_id(b"a", CALLER)
+            await whoami.owner(b"a", CALLER)
 
 
 async def test_no_unix_socket_is_unavailable(tmp_path):
     async with asking(f"unix:{tmp_path}/missing") as whoami:
         with pytest.raises(WhoamiUnavailable, match="missing"):
-            await whoami.user_id(b"a", CALLER)
+            await whoami.owner(b"a", CALLER)
 
 
 async def hang(_reader, _writer):
@@ -208,7 +209,7 @@ async def hang(_reader, _writer):
 
 
 async def drip(_, writer):
-    for byte in http(b'{"user_id": "@alice:h"}'):
+    for byte in http(ALICE):
         writer.write(bytes([byte]))
         await writer.drain()
         await asyncio.sleep(0.05)
@@ -218,7 +219,7 @@ async def drip(_, writer):
 async def test_slow_answer_is_unavailable_within_the_timeout(answer):
     async with raw_server(answer) as url, asking(url, seconds=0.2) as whoami, asyncio.timeout(5):
         with pytest.raises(WhoamiUnavailable, match="in time"):
-            await whoami.user_id(b"a", CALLER)
+            await whoami.owner(b"a", CALLER)
 
 
 async def test_timeout_bounds_all_urls_together():
@@ -229,11 +230,11 @@ async def test_timeout_bounds_all_urls_together():
         asyncio.timeout(3.5),
     ):
         with pytest.raises(WhoamiUnavailable, match=r"in time.*in time"):
-            await whoami.user_id(b"a", CALLER)
+            await whoami.owner(b"a", CALLER)
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(), ValueError(), aiohttp.ClientError(), httpx.HTTPError("")]
+    "error", [OSError(), ValueError(), aiohttp.ClientError(), httpx.HTTPError(""), AssertionError()]
 )
 async def test_every_error_of_a_transport_is_unavailable(error):
     class Broken(httpx.AsyncBaseTransport):
@@ -242,14 +243,14 @@ async def test_every_error_of_a_transport_is_unavailable(error):
 
     async with asking("http://synapse", transport=lambda _: Broken()) as whoami:
         with pytest.raises(WhoamiUnavailable, match=type(error).__name__):
-            await whoami.user_id(b"a", CALLER)
+            await whoami.owner(b"a", CALLER)
 
 
 async def test_header_value_with_control_characters_is_unavailable(synapse):
     with served(synapse) as address:
         async with asking(f"http://{address}") as whoami:
             with pytest.raises(WhoamiUnavailable):
-                await whoami.user_id(b"a", Caller(b"1\r\nX-Evil: 1", None))
+                await whoami.owner(b"a", Caller(b"1\r\nX-Evil: 1", None))
     assert synapse.requests == []
 
 
@@ -264,19 +265,35 @@ async def test_second_url_answers_when_the_first_does_not(synapse, first):
             raw_server(first) as broken,
             asking(broken, f"http://{address}", seconds=2) as whoami,
         ):
-            assert await whoami.user_id(b"a", CALLER) == "@alice:example.org"
+            assert await whoami.owner(b"a", CALLER) == Owner("@alice:example.org")
 
 
 async def test_rejection_by_the_first_url_is_final(synapse):
     unused = FakeSynapse(owners={"unknown": "@eve:example.org"})
     with served(synapse) as first, served(unused) as second:
         async with asking(f"http://{first}", f"http://{second}") as whoami:
-            assert await whoami.user_id(b"unknown", CALLER) is None
+            assert await whoami.owner(b"unknown", CALLER) is None
     assert unused.requests == []
 
 
-async def test_probe_asks_without_a_token(synapse):
+async def test_check_asks_without_a_token(synapse):
     async with asking("http://synapse", transport=lambda _: httpx.ASGITransport(synapse)) as whoami:
-        await whoami.probe()
+        await whoami.check()
     [request] = synapse.requests
     assert "authorization" not in request.headers
+
+
+async def test_token_of_an_application_service_has_no_device(synapse):
+    synapse.services["as"] = ["@bridge:h", "@bridged ä&=:h"]
+    with served(synapse) as address:
+        async with asking(f"http://{address}") as whoami:
+            assert await whoami.owner(b"as", CALLER) == Owner("@bridge:h", has_device=False)
+            for user_id in synapse.services["as"]:
+                owner = await whoami.owner(b"as", CALLER, user_id)
+                assert owner == Owner(user_id, has_device=False)
+            assert await whoami.owner(b"as", CALLER, "@other:h") is None
+
+
+async def test_question_does_not_show_its_token():
+    question = _Question({b"authorization": b"Bearer very-secret"}, {})
+    assert "very-secret" not in repr(question)

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from whoami_router.resolver import Resolution, Resolver
 from whoami_router.settings import Settings
-from whoami_router.tokens import Headers, extract_token
+from whoami_router.tokens import Headers, extract_token, original_uri
 from whoami_router.whoami import Caller, TransportFactory, Whoami, WhoamiUnavailable
 
 logger = logging.getLogger(__name__)
@@ -27,11 +27,21 @@ def create_app(
     clock: Callable[[], float] = time.monotonic,
 ) -> Starlette:
     """Return the service; tests pass their own transport to Synapse and their own clock."""
-    whoami = Whoami(settings.synapse_urls, timeout=settings.whoami_timeout, transport=transport)
+    whoami = Whoami(
+        settings.synapse_urls,
+        timeout=settings.whoami_timeout,
+        transport=transport,
+        clock=clock,
+    )
     resolver = Resolver(
-        whoami.user_id,
+        whoami.owner,
         cache_size=settings.cache_size,
         cache_ttl=settings.cache_ttl,
+        stale_ttl=settings.stale_ttl,
+        rejected_size=settings.rejected_size,
+        rejected_ttl=settings.rejected_ttl,
+        max_lookups=settings.max_lookups,
+        decode_native_tokens=settings.native_tokens == "decode",
         clock=clock,
     )
 
@@ -40,7 +50,7 @@ def create_app(
 
     async def ready(_: Request) -> Response:
         try:
-            await whoami.probe()
+            await whoami.check()
         except WhoamiUnavailable as exc:
             return PlainTextResponse(f"Synapse cannot be asked: {exc}\n", status_code=503)
         return Response(status_code=204)
@@ -48,6 +58,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
+        await resolver.aclose()
         await whoami.aclose()
 
     app = Starlette(
@@ -76,7 +87,9 @@ class Resolve:
         """Answer one request; its body, if there is one, does not matter."""
         try:
             headers = scope["headers"]
-            resolution = await self._resolver.resolve(extract_token(headers), _caller(headers))
+            resolution = await self._resolver.resolve(
+                extract_token(headers), _caller(headers), original_uri(headers)
+            )
             response_headers = _response_headers(resolution)
         except Exception as exc:  # noqa: BLE001  (a defect of ours must not fail a sync)
             # The place but not the message, which could quote what the client sent.

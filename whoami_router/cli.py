@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -12,7 +13,8 @@ import uvicorn
 
 from whoami_router import __version__
 from whoami_router.app import create_app
-from whoami_router.listener import CannotListen, address_of, open_listener
+from whoami_router.listener import CannotListen, Listener, open_listener
+from whoami_router.protocol import Protocol
 from whoami_router.settings import Settings, parse_listen, parse_synapse_url
 
 logger = logging.getLogger("whoami_router")
@@ -24,19 +26,32 @@ DEFAULTS = Settings()
 
 
 def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
+    if not re.fullmatch("0*[1-9][0-9]{0,11}", text):
         raise ValueError("needs a whole number of 1 or more, for example 100000")
     return int(text)
 
 
 def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not (math.isfinite(seconds) and seconds > 0):
+    seconds = _number(text)
+    if not seconds > 0:
         raise ValueError("needs a number of seconds above 0, for example 2.5")
     return seconds
+
+
+def _seconds_or_none(text: str) -> float:
+    seconds = _number(text)
+    if not seconds >= 0:
+        raise ValueError("needs a number of seconds, 0 or more, for example 30")
+    return seconds
+
+
+def _number(text: str) -> float:
+    """Return the number, or one that no comparison admits."""
+    try:
+        number = float(text)
+    except ValueError:
+        return math.nan
+    return number if math.isfinite(number) else math.nan
 
 
 def _parsed_by(parse: Callable[[str], T]) -> Callable[[str], T]:
@@ -52,14 +67,14 @@ def _parsed_by(parse: Callable[[str], T]) -> Callable[[str], T]:
 
 
 def _option(
-    name: str, metavar: str, parse: Callable[[str], object], help_: str
+    name: str, metavar: str | None, type_: click.Choice[str] | Callable[[str], object], help_: str
 ) -> Callable[[F], F]:
     """Return an option with the environment variable and default that go with its name."""
     field = name.replace("-", "_")
     return click.option(
         f"--{name}",
         metavar=metavar,
-        type=_parsed_by(parse),
+        type=type_ if isinstance(type_, click.Choice) else _parsed_by(type_),
         default=str(getattr(DEFAULTS, field)),
         show_default=True,
         envvar=f"WHOAMI_ROUTER_{field.upper()}",
@@ -100,15 +115,27 @@ def command() -> None:
 )
 @_option("cache-size", "TOKENS", _count, "How many tokens to remember.")
 @_option("cache-ttl", "SECONDS", _seconds, "How long to remember a token's owner.")
+@_option(
+    "stale-ttl",
+    "SECONDS",
+    _seconds_or_none,
+    "How much longer to go by it while Synapse is unavailable.",
+)
+@_option("rejected-size", "TOKENS", _count, "How many rejected tokens to remember.")
+@_option("rejected-ttl", "SECONDS", _seconds_or_none, "How long to remember a rejected token.")
 @_option("whoami-timeout", "SECONDS", _seconds, "How long Synapse may take to answer.")
-@click.option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    default=DEFAULTS.log_level,
-    show_default=True,
-    envvar="WHOAMI_ROUTER_LOG_LEVEL",
-    show_envvar=True,
-    help="At debug, every decision is logged (never a token).",
+@_option("max-lookups", "LOOKUPS", _count, "How many tokens to ask Synapse about at once.")
+@_option(
+    "native-tokens",
+    None,
+    click.Choice(["whoami", "decode"]),
+    "With decode, Synapse is not asked about tokens that it issued itself: they name the user.",
+)
+@_option(
+    "log-level",
+    None,
+    click.Choice(["debug", "info", "warning", "error"]),
+    "At debug, every decision is logged (never a token).",
 )
 def serve(**options: Any) -> None:  # noqa: ANN401  (click passes each option by its name)
     """Run the service."""
@@ -116,21 +143,40 @@ def serve(**options: Any) -> None:  # noqa: ANN401  (click passes each option by
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     # Only ours: at debug level libraries quote requests, and with them tokens.
     logging.getLogger("whoami_router").setLevel(settings.log_level.upper())
+    # Its warnings are one for each request that is no HTTP: nginx sends none, and nobody else
+    # shall fill the disk.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     try:
         with open_listener(settings.listen) as listener:
             logger.info(
                 "whoami-router %s listens on %s, asks Synapse at %s, remembers up to %d tokens",
                 __version__,
-                address_of(listener),
+                listener.address,
                 " ".join(settings.synapse_urls),
                 settings.cache_size,
             )
-            # uvicorn shuts down in peace, then raises the signal again for this handler.
-            for stop in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(stop, _exit)
-            uvicorn.Server(uvicorn_config(settings)).run(sockets=[listener])
+            _run(settings, listener)
     except CannotListen as exc:
         raise click.ClickException(f"--listen: cannot listen on {settings.listen}: {exc}.") from exc
+
+
+def _run(settings: Settings, listener: Listener) -> None:
+    """Serve until a signal ends the program; raise CannotListen if clients are locked out."""
+    server = uvicorn.Server(uvicorn_config(settings))
+
+    async def stop_if_unreachable() -> None:
+        # A new process is found at the socket that it makes; this one never again.
+        if not listener.reachable():
+            server.should_exit = True
+
+    server.config.callback_notify = stop_if_unreachable
+    server.config.timeout_notify = 1  # seconds
+    # uvicorn shuts down in peace, then raises the signal again for this handler.
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stop, _exit)
+    server.run(sockets=[listener.socket])
+    if not listener.reachable():
+        raise CannotListen("the socket was removed while in use; start the service again")
 
 
 def _exit(*_: object) -> NoReturn:
@@ -142,7 +188,7 @@ def uvicorn_config(settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         create_app(settings),
         loop="uvloop",
-        http="httptools",
+        http=Protocol,
         ws="none",
         lifespan="on",
         log_config=None,  # set up in serve

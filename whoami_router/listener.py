@@ -14,8 +14,44 @@ class CannotListen(Exception):  # noqa: N818  (the name says the consequence)
     """The address cannot be listened on; says why and what to do about it."""
 
 
+class Listener:
+    """A listening socket, and whether clients can still find it."""
+
+    def __init__(self, listening: socket.socket, made: Path | None) -> None:
+        self.socket = listening
+        self._made = made
+        self._identity = None if made is None else _identity(made)
+
+    @property
+    def address(self) -> ListenAddress:
+        """The address that the socket really has: the system may have chosen the port."""
+        name = self.socket.getsockname()
+        if self.socket.family == socket.AF_UNIX:
+            # An abstract socket (Linux) has a name in bytes, which starts with NUL.
+            return Unix(Path(os.fsdecode(name).replace("\0", "@")))
+        return Tcp(name[0], name[1])
+
+    def reachable(self) -> bool:
+        """Return whether the UNIX socket that was made is still at its path."""
+        if self._made is None:
+            return True
+        try:
+            return _identity(self._made) == self._identity
+        except FileNotFoundError:
+            return False
+        except OSError:  # the file system has a bad moment: no reason to give up
+            return True
+
+    def close(self) -> None:
+        """Stop listening and remove the UNIX socket, unless it is a successor's by now."""
+        self.socket.close()
+        if self._made is not None and self.reachable():
+            with suppress(OSError):
+                self._made.unlink()
+
+
 @contextmanager
-def open_listener(address: ListenAddress) -> Iterator[socket.socket]:
+def open_listener(address: ListenAddress) -> Iterator[Listener]:
     """Yield a listening socket; afterwards close it and remove the UNIX socket it made.
 
     Raises CannotListen.
@@ -23,31 +59,23 @@ def open_listener(address: ListenAddress) -> Iterator[socket.socket]:
     try:
         match address:
             case Tcp(host, port):
-                listener = _bind_tcp(host, port)
+                listener = Listener(_bind_tcp(host, port), None)
             case Unix(path):
-                listener = _bind_unix(path)
+                listener = Listener(_bind_unix(path), path)
             case Inherited(fd):
-                listener = _inherit(fd)
+                listener = Listener(_inherit(fd), None)
     except (OSError, UnicodeError, OverflowError) as exc:  # the latter two: no host name, no fd
         raise CannotListen(getattr(exc, "strerror", None) or str(exc)) from exc
-    made = address.path.lstat().st_ino if isinstance(address, Unix) else None
     try:
         yield listener
     finally:
         listener.close()
-        if isinstance(address, Unix):
-            with suppress(OSError):
-                if address.path.lstat().st_ino == made:  # and not a successor's
-                    address.path.unlink()
 
 
-def address_of(listener: socket.socket) -> ListenAddress:
-    """Return the address that the socket really has: the system may have chosen the port."""
-    name = listener.getsockname()
-    if listener.family == socket.AF_UNIX:
-        # An abstract socket (Linux) has a name in bytes, which starts with NUL.
-        return Unix(Path(os.fsdecode(name).replace("\0", "@")))
-    return Tcp(name[0], name[1])
+def _identity(path: Path) -> tuple[int, int]:
+    # The time, too: a file system may give the number to the next file at once.
+    status = path.lstat()
+    return status.st_ino, status.st_mtime_ns
 
 
 def _bind_tcp(host: str, port: int) -> socket.socket:

@@ -3,20 +3,33 @@
 import asyncio
 import logging
 import traceback
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Protocol
 
-from cachetools import TLRUCache
+from cachetools import LRUCache
 
 from whoami_router import identifiers, tokens
-from whoami_router.whoami import Caller, WhoamiUnavailable
+from whoami_router.whoami import Caller, Owner, WhoamiUnavailable
 
 logger = logging.getLogger(__name__)
 
-Lookup = Callable[[bytes, Caller], Awaitable[str | None]]
-"""Returns the user ID of a token's owner, None for a rejected token, or raises
-WhoamiUnavailable."""
+# An answer is refreshed in the last quarter of its time, if it is in use: clients that wait for
+# news ask about every 30 s, so with --cache-ttl from two minutes on none of them is missed.
+_REFRESHED_FROM = 0.75
+
+# Seconds between two lines about lookups that were shed.
+_SHED_LOG_INTERVAL = 60
+
+
+class Lookup(Protocol):
+    """Returns a token's owner, None for a rejected token, or raises WhoamiUnavailable."""
+
+    async def __call__(
+        self, token: bytes, caller: Caller, user_id: str | None = None
+    ) -> Owner | None:
+        """See Whoami.owner."""
 
 
 class Source(StrEnum):
@@ -24,6 +37,7 @@ class Source(StrEnum):
 
     CACHE = "cache"
     WHOAMI = "whoami"
+    STALE = "stale"
     TOKEN = "token"  # noqa: S105  (a word of the protocol)
     FINGERPRINT = "fingerprint"
     REJECTED = "rejected"
@@ -38,93 +52,207 @@ class Resolution:
     source: Source
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What is remembered of a token whose owner is known; one each, so it is small."""
+
+    identifier: str
+    fresh_until: float
+    acts_for_others: bool
+
+
+@dataclass(frozen=True, slots=True, repr=False)  # it holds a token
+class _Question:
+    key: bytes
+    token: bytes
+    caller: Caller
+    user_id: str | None = None
+
+
 class Resolver:
     """Resolves tokens to identifiers and remembers the answers.
 
     A token never changes its owner, so a remembered answer may be moot (the token was revoked,
-    which is Synapse's to say) but is never wrong. At most ``cache_size`` tokens are remembered,
-    by fingerprint only, for ``cache_ttl`` seconds each; the least recently used is forgotten
-    first. ``clock`` returns seconds that never go backwards.
+    which is Synapse's to say) but is never wrong. At most ``cache_size`` owners are remembered,
+    by fingerprint only, the least recently used forgotten first. An answer is fresh for
+    ``cache_ttl`` seconds, and usable for ``stale_ttl`` more while Synapse is unavailable.
+    Rejected tokens are remembered apart, ``rejected_size`` of them for ``rejected_ttl`` seconds,
+    so that they evict no owner. At most ``max_lookups`` lookups run at once. With
+    ``decode_native_tokens`` a token that Synapse issued itself is not looked up.
+
+    ``clock`` returns seconds that never go backwards.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (each by its name)
         self,
         lookup: Lookup,
         *,
         cache_size: int,
         cache_ttl: float,
+        stale_ttl: float,
+        rejected_size: int,
+        rejected_ttl: float,
+        max_lookups: int,
+        decode_native_tokens: bool,
         clock: Callable[[], float],
     ) -> None:
         self._lookup = lookup
-        self._remembered: TLRUCache[bytes, str] = TLRUCache(
-            maxsize=cache_size, ttu=lambda _key, _value, now: now + cache_ttl, timer=clock
-        )
+        self._cache_ttl = cache_ttl
+        self._stale_ttl = stale_ttl
+        self._rejected_ttl = rejected_ttl
+        self._max_lookups = max_lookups
+        self._decode_native_tokens = decode_native_tokens
+        self._clock = clock
+        # Not caches that drop what has expired: the least recently used goes first anyway, and
+        # the order of expiry would cost a fifth more memory.
+        self._answers: LRUCache[bytes, _Answer] = LRUCache(cache_size)
+        self._rejected_until: LRUCache[bytes, float] = LRUCache(rejected_size)
         self._in_flight: dict[bytes, asyncio.Task[Resolution]] = {}
-        self._synapse_available = True
+        self._shed = 0
+        self._shed_logged_at: float | None = None
 
-    async def resolve(self, token: bytes | None, caller: Caller) -> Resolution:
-        """Return where this token's request goes; waits at most as long as one lookup."""
+    async def resolve(
+        self, token: bytes | None, caller: Caller, uri: bytes | None = None
+    ) -> Resolution:
+        """Return where this token's request goes; waits at most as long as one lookup.
+
+        (Two, the first time that an application service acts for a user.) ``uri`` is what the
+        client asked for.
+        """
         if token is None:
             return Resolution(None, Source.NONE)
         key = tokens.fingerprint(token)
-        try:
-            resolution = Resolution(self._remembered[key], Source.CACHE)
-        except KeyError:
-            resolution = await self._resolve_unknown(key, token, caller)
+        resolution = _decode(token) if self._decode_native_tokens else None
+        if resolution is None:
+            question = _Question(key, token, caller)
+            resolution = await self._resolve(question)
+            answer = self._answers.get(key)
+            if uri is not None and answer is not None and answer.acts_for_others:
+                resolution = await self._resolve_user(question, uri, resolution)
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("%s: %s (%s)", key.hex()[:12], resolution.identifier, resolution.source)
         return resolution
 
-    async def _resolve_unknown(self, key: bytes, token: bytes, caller: Caller) -> Resolution:
-        if not tokens.is_askable(token):
-            return _fallback(key, token)
-        lookup = self._in_flight.get(key)
+    async def _resolve_user(
+        self, question: _Question, uri: bytes, service: Resolution
+    ) -> Resolution:
+        """Return where a request goes that an application service may make for one of its users.
+
+        See "Identity assertion" in the Matrix application service API.
+        """
+        user_id = tokens.asserted_user_id(uri)
+        try:
+            asserted = None if user_id is None else identifiers.from_user_id(user_id)
+        except ValueError:
+            asserted = None  # nobody's; Synapse will say so
+        if user_id is None or asserted is None:
+            return service
+        key = tokens.fingerprint(question.key + user_id.encode())
+        user = await self._resolve(replace(question, key=key, user_id=user_id))
+        if user.source not in (Source.CACHE, Source.WHOAMI, Source.STALE):
+            return service  # the service may not act for this user, or nobody can be asked
+        if user.identifier not in (asserted, None) and user.identifier == service.identifier:
+            self._note_ordinary(question.key)
+        return user
+
+    def _note_ordinary(self, key: bytes) -> None:
+        # No application service's: Synapse ignored the user_id. An administrator's "login as"
+        # token has no device either, and must not cost a lookup for each user_id there is.
+        answer = self._answers.get(key)
+        if answer is not None:
+            self._answers[key] = replace(answer, acts_for_others=False)
+
+    async def _resolve(self, question: _Question) -> Resolution:
+        """Return the answer that is remembered, or ask for one."""
+        now = self._clock()
+        try:
+            answer = self._answers[question.key]
+        except KeyError:
+            pass
+        else:
+            if now < answer.fresh_until:
+                if now > answer.fresh_until - (1 - _REFRESHED_FROM) * self._cache_ttl:
+                    self._start_lookup(question)  # for the requests to come
+                return Resolution(answer.identifier, Source.CACHE)
+        if now < self._rejected_until.get(question.key, now):
+            return Resolution(None, Source.REJECTED)
+        if not tokens.is_askable(question.token):
+            return self._fallback(question)
+        lookup = self._start_lookup(question)
         if lookup is None:
-            # A task of its own, awaited through a shield: the first caller may go away while
-            # others wait for the same answer.
-            lookup = asyncio.create_task(self._look_up(key, token, caller))
-            self._in_flight[key] = lookup
-            lookup.add_done_callback(lambda _: self._in_flight.pop(key))
+            self._note_shed()
+            return self._fallback(question)
+        # Through a shield: the first caller may go away while others wait for the same answer.
         return await asyncio.shield(lookup)
 
-    async def _look_up(self, key: bytes, token: bytes, caller: Caller) -> Resolution:
+    def _start_lookup(self, question: _Question) -> asyncio.Task[Resolution] | None:
+        """Return the lookup for this token that is running or can be started."""
+        lookup = self._in_flight.get(question.key)
+        if lookup is None and len(self._in_flight) < self._max_lookups:
+            # A task of its own, whatever becomes of its callers.
+            lookup = asyncio.create_task(self._look_up(question))
+            self._in_flight[question.key] = lookup
+            lookup.add_done_callback(lambda _: self._in_flight.pop(question.key))
+        return lookup
+
+    async def _look_up(self, question: _Question) -> Resolution:
         try:
-            user_id = await self._lookup(token, caller)
-            identifier = None if user_id is None else identifiers.from_user_id(user_id)
+            owner = await self._lookup(question.token, question.caller, question.user_id)
+            identifier = None if owner is None else identifiers.from_user_id(owner.user_id)
         except (WhoamiUnavailable, ValueError) as exc:
-            self._note_unavailable(exc)
-            return _fallback(key, token)
+            # Not more than debug: there may be one for each request. When Synapse is away, that
+            # is said once, where it is noticed.
+            logger.debug("%s: no answer: %s", question.key.hex()[:12], exc)
+            return self._fallback(question)
         except Exception as exc:  # noqa: BLE001  (a defect, of ours or of a library)
             # The place but not the message, which could quote the request.
             place = "".join(traceback.format_tb(exc.__traceback__))
             logger.error(  # noqa: TRY400  (.exception would add the message)
                 "%s during a lookup, please report:\n%s", type(exc).__name__, place
             )
-            return _fallback(key, token)
-        self._note_available()
-        if identifier is None:
+            return self._fallback(question)
+        now = self._clock()
+        if owner is None or identifier is None:
+            self._answers.pop(question.key, None)
+            self._rejected_until[question.key] = now + self._rejected_ttl
             return Resolution(None, Source.REJECTED)
-        self._remembered[key] = identifier
+        acts_for_others = question.user_id is None and not owner.has_device
+        self._answers[question.key] = _Answer(identifier, now + self._cache_ttl, acts_for_others)
         return Resolution(identifier, Source.WHOAMI)
 
-    # One line when Synapse goes and one when it comes back, not one per request.
+    def _fallback(self, question: _Question) -> Resolution:
+        """Return where the request goes without an answer of Synapse."""
+        answer = self._answers.get(question.key)
+        if answer is not None and self._clock() < answer.fresh_until + self._stale_ttl:
+            return Resolution(answer.identifier, Source.STALE)
+        return _decode(question.token) or Resolution(
+            identifiers.from_fingerprint(question.key), Source.FINGERPRINT
+        )
 
-    def _note_unavailable(self, reason: Exception) -> None:
-        if self._synapse_available:
-            logger.warning("Synapse cannot be asked, routing by token: %s", reason)
-        self._synapse_available = False
+    def _note_shed(self) -> None:
+        self._shed += 1
+        now = self._clock()
+        if self._shed_logged_at is None or now >= self._shed_logged_at + _SHED_LOG_INTERVAL:
+            logger.warning(
+                "More than %d lookups at once (--max-lookups): %d requests were routed by their "
+                "fallback",
+                self._max_lookups,
+                self._shed,
+            )
+            self._shed, self._shed_logged_at = 0, now
 
-    def _note_available(self) -> None:
-        if not self._synapse_available:
-            logger.info("Synapse can be asked again")
-        self._synapse_available = True
+    async def aclose(self) -> None:
+        """Give up the lookups that nobody waits for any more."""
+        for lookup in self._in_flight.values():
+            lookup.cancel()
 
 
-def _fallback(key: bytes, token: bytes) -> Resolution:
+def _decode(token: bytes) -> Resolution | None:
+    """Return the owner that stands in a token, if it is one that Synapse issued itself."""
     localpart = tokens.native_localpart(token)
-    if localpart is not None:
-        try:
-            return Resolution(identifiers.from_localpart(localpart), Source.TOKEN)
-        except ValueError:
-            pass  # the checksum holds by accident or malice; route it like any other token
-    return Resolution(identifiers.from_fingerprint(key), Source.FINGERPRINT)
+    if localpart is None:
+        return None
+    try:
+        return Resolution(identifiers.from_localpart(localpart), Source.TOKEN)
+    except ValueError:  # the checksum holds by accident or malice; like any other token
+        return None

@@ -55,7 +55,12 @@ class Settings:
     listen: ListenAddress = Tcp("127.0.0.1", 9009)
     cache_size: int = 100_000
     cache_ttl: float = 3600
+    stale_ttl: float = 86400
+    rejected_size: int = 10_000
+    rejected_ttl: float = 30
     whoami_timeout: float = 2.0
+    max_lookups: int = 64
+    native_tokens: str = "whoami"
     log_level: str = "info"
 
 

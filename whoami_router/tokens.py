@@ -4,10 +4,10 @@ import base64
 import hashlib
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from urllib.parse import parse_qsl
 
-Headers = Iterable[tuple[bytes, bytes]]
+Headers = Sequence[tuple[bytes, bytes]]
 """Header names (lower case) and values as they stand in an ASGI scope."""
 
 # What can stand in an Authorization header after the one space: visible ASCII. Synapse decodes
@@ -29,32 +29,45 @@ def extract_token(headers: Headers) -> bytes | None:
 
     See "Client Authentication" in the Matrix client-server API.
     """
-    authorizations = []
-    original_uri = forwarded_uri = None
-    for name, value in headers:
-        if name == b"authorization":
-            authorizations.append(value)
-        elif name == b"x-original-uri":
-            original_uri = value
-        elif name == b"x-forwarded-uri":
-            forwarded_uri = value
-
+    authorizations = [value for name, value in headers if name == b"authorization"]
     if len(authorizations) == 1:
         scheme, _, token = authorizations[0].partition(b" ")
         if scheme == b"Bearer" and token and b" " not in token:
             return token
+    uri = original_uri(headers)
+    return None if uri is None else _query_parameter(uri, "access_token")
 
-    return _query_token(forwarded_uri if original_uri is None else original_uri)
+
+def original_uri(headers: Headers) -> bytes | None:
+    """Return the URI that the client asked the proxy for, or None if the proxy does not say."""
+    forwarded_uri = None
+    for name, value in headers:
+        if name == b"x-original-uri":
+            return value
+        if name == b"x-forwarded-uri":
+            forwarded_uri = value
+    return forwarded_uri
 
 
-def _query_token(uri: bytes | None) -> bytes | None:
-    if uri is None:
+def asserted_user_id(uri: bytes) -> str | None:
+    """Return the user that an application service says it acts for, or None.
+
+    See "Identity assertion" in the Matrix application service API.
+    """
+    value = _query_parameter(uri, "user_id")
+    try:
+        return None if value is None else value.decode()
+    except ValueError:
         return None
+
+
+def _query_parameter(uri: bytes, wanted: str) -> bytes | None:
+    """Return the first such parameter of the query, percent-decoded; None if missing or empty."""
     # partition, not urlsplit: clients may send URIs on which urlsplit raises, "//[" for one.
     query = uri.partition(b"?")[2]
     # Latin-1 maps every byte to one character and back, whatever the client sent.
     for name, value in parse_qsl(query.decode("latin-1"), encoding="latin-1"):
-        if name == "access_token":
+        if name == wanted:
             return value.encode("latin-1")
     return None
 

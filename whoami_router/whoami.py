@@ -2,14 +2,23 @@
 
 import asyncio
 import json
+import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
+
+from whoami_router.backoff import Backoff
+
+logger = logging.getLogger(__name__)
 
 _PATH = "/_matrix/client/v3/account/whoami"
 
@@ -19,16 +28,19 @@ _LONGEST_ANSWER = 64 * 1024
 # Twisted, under Synapse, closes a connection that was idle for 60 s. Ours are gone before.
 _KEEPALIVE_SECONDS = 30
 
-# As many connections to one Synapse as it can make use of; further lookups wait their turn
-# within their own timeout.
-_MAX_CONNECTIONS = 64
-
 TransportFactory = Callable[[str], httpx.AsyncBaseTransport]
 """Makes the transport for one ``http://host:port`` or ``unix:/path``."""
 
 
 class WhoamiUnavailable(Exception):  # noqa: N818  (the name says the consequence)
-    """Synapse cannot be asked at the moment; says why, never with a token in it."""
+    """Synapse cannot be asked at the moment; says why, never with a token in it.
+
+    ``retry_after`` is how many seconds it wants to be left alone, None if it did not say.
+    """
+
+    def __init__(self, reason: str, *, retry_after: float | None = None) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +55,20 @@ class Caller:
     user_agent: bytes | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose token it is. A token without a device may be an application service's."""
+
+    user_id: str
+    has_device: bool = True
+
+
 class Whoami:
     """Synapse's answer to "whose token is this?", from the first URL that has one.
 
-    ``timeout``, in seconds, bounds a question from the first connection to the last byte; each
-    URL has an equal share of it.
+    ``timeout``, in seconds, bounds a question from the first connection to the last byte; the
+    URLs that are asked have an equal share of it. A URL that fails several times in a row is
+    left alone for a while. ``clock`` returns seconds that never go backwards.
     """
 
     def __init__(
@@ -56,83 +77,184 @@ class Whoami:
         *,
         timeout: float,
         transport: TransportFactory | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._timeout = timeout
         make_transport = transport or _pooled_transport
-        self._clients = {
-            url: httpx.AsyncClient(
-                base_url="http://localhost" if url.startswith("unix:") else url,
-                transport=make_transport(url),
-                # Compression is not asked for: no small answer can unpack into a large one.
-                headers={"user-agent": "whoami-router", "accept-encoding": "identity"},
-                timeout=None,  # noqa: S113  (_ask has one for the whole question)
-                # A cookie set in answer to one user's token must not travel with another's.
-                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-            )
-            for url in urls
-        }
+        self._servers = [_Server(url, make_transport(url), Backoff(clock=clock)) for url in urls]
+        self._probes: set[asyncio.Task[None]] = set()
 
-    async def user_id(self, token: bytes, caller: Caller) -> str | None:
-        """Return the user ID of the token's owner, or None if Synapse rejects the token.
+    async def owner(self, token: bytes, caller: Caller, user_id: str | None = None) -> Owner | None:
+        """Return the token's owner, or None if Synapse rejects the token.
 
-        Raises WhoamiUnavailable if Synapse does not say.
+        With an application service's token and a ``user_id`` that is the user it names, and None
+        if the service may not act for that user. Raises WhoamiUnavailable if Synapse does not
+        say; at once while every URL is left alone.
         """
         headers = {b"authorization": b"Bearer " + token, b"user-agent": caller.user_agent or b""}
         if caller.forwarded_for is not None:
             headers[b"x-forwarded-for"] = caller.forwarded_for
             # Synapse warns in its log about each request that has the one without the other.
             headers[b"x-forwarded-proto"] = b"https"
-        return await self._ask(headers)
-
-    async def probe(self) -> None:
-        """Return if Synapse can be asked: without a token, it has to say that there is none.
-
-        Raises WhoamiUnavailable if it does not.
-        """
-        await self._ask({})
-
-    async def _ask(self, headers: Mapping[bytes, bytes]) -> str | None:
+        question = _Question(headers, {} if user_id is None else {"user_id": user_id})
         failures = []
-        for url, client in self._clients.items():
+        present = []
+        for server in self._servers:
+            if not server.backoff.away:
+                present.append(server)
+                continue
+            failures.append(server.reason)
+            if server.backoff.start_probe():
+                # Nobody waits for it: one that hangs would cost its caller the whole timeout.
+                probe = asyncio.create_task(self._probe(server, question))
+                self._probes.add(probe)
+                probe.add_done_callback(self._probes.discard)
+        for server in present:
             try:
                 # An equal share for each, or a first one that hangs would leave the others none.
-                async with asyncio.timeout(self._timeout / len(self._clients)):
-                    return await _get(client, headers)
-            except TimeoutError:
-                failures.append(f"{url} did not answer in time")
+                return await server.ask(question, timeout=self._timeout / len(present))
             except WhoamiUnavailable as exc:
-                failures.append(f"{url} {exc}")
+                failures.append(str(exc))
+        raise WhoamiUnavailable("; ".join(failures))
+
+    async def _probe(self, server: "_Server", question: "_Question") -> None:
+        with suppress(WhoamiUnavailable):  # the server has noted it
+            await server.ask(question, timeout=self._timeout)
+
+    async def check(self) -> None:
+        """Return if Synapse can be asked: without a token, it has to say that there is none.
+
+        Raises WhoamiUnavailable if it does not. Nothing is noted: Synapse can say this much
+        while what it asks itself about tokens is away.
+        """
+        failures = []
+        for server in self._servers:
+            if server.backoff.resting:
+                failures.append(server.reason)
+                continue
+            try:
+                await server.get(_Question({}, {}), timeout=self._timeout / len(self._servers))
+            except WhoamiUnavailable as exc:
+                failures.append(str(exc))
+            else:
+                return
         raise WhoamiUnavailable("; ".join(failures))
 
     async def aclose(self) -> None:
         """Close every connection."""
-        for client in self._clients.values():
-            await client.aclose()
+        for probe in self._probes:
+            probe.cancel()
+        for server in self._servers:
+            await server.aclose()
 
 
-async def _get(client: httpx.AsyncClient, headers: Mapping[bytes, bytes]) -> str | None:
-    body = b""
-    try:
-        async with client.stream("GET", _PATH, headers=headers) as response:
-            async for chunk in response.aiter_raw():
-                body += chunk
-                if len(body) > _LONGEST_ANSWER:
-                    raise WhoamiUnavailable(f"answered more than {_LONGEST_ANSWER} bytes")
-    # httpx-aiohttp lets some of aiohttp's own errors through, for malformed answers among them;
-    # a ValueError is what header values with control characters end in.
-    except (httpx.HTTPError, aiohttp.ClientError, OSError, ValueError) as exc:
-        raise WhoamiUnavailable(f"failed to answer ({_describe(exc)})") from exc
+@dataclass(frozen=True, slots=True, repr=False)  # the headers hold a token
+class _Question:
+    headers: Mapping[bytes, bytes]
+    params: Mapping[str, str]
+
+
+class _Server:
+    """One URL at which Synapse can be asked, and whether it is worth asking."""
+
+    def __init__(self, url: str, transport: httpx.AsyncBaseTransport, backoff: Backoff) -> None:
+        self.backoff = backoff
+        self.reason = ""
+        self._url = url
+        self._client = httpx.AsyncClient(
+            base_url="http://localhost" if url.startswith("unix:") else url,
+            transport=transport,
+            # Compression is not asked for: no small answer can unpack into a large one.
+            headers={"user-agent": "whoami-router", "accept-encoding": "identity"},
+            timeout=None,  # noqa: S113  (get has one for the whole question)
+            # A cookie set in answer to one user's token must not travel with another's.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+        )
+
+    async def ask(self, question: _Question, *, timeout: float) -> Owner | None:  # noqa: ASYNC109
+        """Return whom Synapse names, and note whether it did; raises WhoamiUnavailable."""
+        was_away = self.backoff.away
+        try:
+            owner = await self.get(question, timeout=timeout)
+        except WhoamiUnavailable as exc:
+            self.reason = str(exc)
+            self.backoff.failed(retry_after=exc.retry_after)
+            if self.backoff.away and not was_away:
+                logger.warning("Synapse cannot be asked, and is left alone for a while: %s", exc)
+            raise
+        self.backoff.succeeded()
+        if was_away and not self.backoff.away:
+            logger.info("Synapse can be asked again: %s", self._url)
+        return owner
+
+    async def get(self, question: _Question, *, timeout: float) -> Owner | None:  # noqa: ASYNC109
+        """Return whom Synapse names; raises WhoamiUnavailable, with the URL in its message."""
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._get(question)
+        except TimeoutError as exc:
+            raise WhoamiUnavailable(f"{self._url} did not answer in time") from exc
+        except WhoamiUnavailable as exc:
+            raise WhoamiUnavailable(f"{self._url} {exc}", retry_after=exc.retry_after) from exc
+
+    async def _get(self, question: _Question) -> Owner | None:
+        body = b""
+        try:
+            async with self._client.stream(
+                "GET", _PATH, headers=question.headers, params=question.params
+            ) as response:
+                async for chunk in response.aiter_raw():
+                    body += chunk
+                    if len(body) > _LONGEST_ANSWER:
+                        raise WhoamiUnavailable(f"answered more than {_LONGEST_ANSWER} bytes")
+        except WhoamiUnavailable:
+            raise
+        # Whatever it is: httpx-aiohttp lets some of aiohttp's own errors through, header values
+        # with control characters end in a ValueError, and a probe has to report in any case.
+        except Exception as exc:
+            raise WhoamiUnavailable(f"failed to answer ({_describe(exc)})") from exc
+        return _owner(response, body)
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._client.aclose()
+
+
+def _owner(response: httpx.Response, body: bytes) -> Owner | None:
     if response.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         return None
     if response.status_code != HTTPStatus.OK:
-        raise WhoamiUnavailable(f"answered {response.status_code}")
+        raise WhoamiUnavailable(
+            f"answered {response.status_code}", retry_after=_retry_after(response)
+        )
     try:
-        user_id = json.loads(body)["user_id"]
+        answer = json.loads(body)
+        user_id = answer["user_id"]
     except (ValueError, TypeError, KeyError, RecursionError) as exc:
         raise WhoamiUnavailable("answered without a user_id") from exc
     if not isinstance(user_id, str):
         raise WhoamiUnavailable("answered with a user_id that is no text")
-    return user_id
+    return Owner(user_id, has_device=answer.get("device_id") is not None)
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    """Return for how many seconds the server wants to be left alone, if it does.
+
+    See ``Retry-After`` in RFC 9110, section 10.2.3: seconds, or a date.
+    """
+    if response.status_code not in (
+        HTTPStatus.TOO_MANY_REQUESTS,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+    ):
+        return None
+    value = response.headers.get("retry-after", "")
+    if value.isascii() and value.isdigit():
+        return float(value[:9])  # beyond, it is years
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):  # no date; a date without a zone
+        # Too many requests is a wish to rest, though not for how long.
+        return 0.0 if response.status_code == HTTPStatus.TOO_MANY_REQUESTS else None
 
 
 def _describe(exc: Exception) -> str:
@@ -147,12 +269,12 @@ def _pooled_transport(url: str) -> httpx.AsyncBaseTransport:
     path = url.removeprefix("unix:") if url.startswith("unix:") else None
 
     def session() -> aiohttp.ClientSession:  # called in the event loop, at the first request
+        # No limit: the resolver bounds how many lookups run, and one that waited here for a
+        # connection would use up its time without asking.
         connector = (
-            aiohttp.UnixConnector(
-                path, limit=_MAX_CONNECTIONS, keepalive_timeout=_KEEPALIVE_SECONDS
-            )
+            aiohttp.UnixConnector(path, limit=0, keepalive_timeout=_KEEPALIVE_SECONDS)
             if path
-            else aiohttp.TCPConnector(limit=_MAX_CONNECTIONS, keepalive_timeout=_KEEPALIVE_SECONDS)
+            else aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_SECONDS)
         )
         return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 

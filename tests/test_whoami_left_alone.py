@@ -1,0 +1,295 @@
+"""A Synapse that does not answer is left alone for a while, and found again by one probe."""
+
+import asyncio
+import logging
+import time
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import httpx
+import pytest
+from starlette.responses import Response
+
+from tests.clock import Clock
+from tests.fake_synapse import FakeSynapse
+from whoami_router.whoami import Caller, Owner, Whoami, WhoamiUnavailable
+
+pytestmark = pytest.mark.anyio
+
+ALICE = Owner("@alice:example.org")
+LONGEST_PAUSE = 10
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def synapses():
+    """Two processes of one Synapse, at http://one and http://two."""
+    return {name: FakeSynapse(name, owners={"a": ALICE.user_id}) for name in ("one", "two")}
+
+
+@pytest.fixture
+def one(synapses):
+    return synapses["one"]
+
+
+@pytest.fixture
+def two(synapses):
+    return synapses["two"]
+
+
+@pytest.fixture
+def asking(synapses, clock):
+    """Returns a Whoami for the named processes."""
+
+    @asynccontextmanager
+    async def start(*names, seconds=0.2):
+        whoami = Whoami(
+            [f"http://{name}" for name in names],
+            timeout=seconds,
+            transport=lambda url: httpx.ASGITransport(synapses[url.removeprefix("http://")]),
+            clock=clock,
+        )
+        yield whoami
+        await whoami.aclose()
+
+    return start
+
+
+def fail(synapse):
+    synapse.answer = Response(status_code=500)
+
+
+async def ask(whoami, times=1):
+    """Ask so many times; return the answers, None for each time that there was none."""
+    answers = []
+    for _ in range(times):
+        try:
+            answers.append(await whoami.owner(b"a", Caller()))
+        except WhoamiUnavailable:
+            answers.append(None)
+    return answers
+
+
+async def happens(condition):
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110  (the condition is nobody's to announce)
+            await asyncio.sleep(0.001)
+
+
+async def test_synapse_that_fails_is_left_alone_after_the_third_time(asking, one):
+    fail(one)
+    async with asking("one") as whoami:
+        assert await ask(whoami, 50) == [None] * 50
+    assert len(one.requests) == 3
+
+
+async def test_reason_stays_known_while_nobody_asks(asking, one):
+    fail(one)
+    async with asking("one") as whoami:
+        await ask(whoami, 3)
+        for question in (whoami.owner(b"a", Caller()), whoami.check()):
+            with pytest.raises(WhoamiUnavailable, match="http://one answered 500"):
+                await question
+    assert len(one.requests) == 3
+
+
+async def test_one_probe_finds_synapse_back_and_nobody_waits_for_it(asking, one, clock):
+    fail(one)
+    async with asking("one") as whoami:
+        await ask(whoami, 3)
+        one.answer, one.held = None, True
+        clock.now += LONGEST_PAUSE
+        assert await ask(whoami, 50) == [None] * 50  # each at once: the probe hangs
+        await happens(lambda: len(one.requests) == 4)
+        one.held = False
+        await happens(lambda: not whoami._probes)
+        assert await ask(whoami, 2) == [ALICE] * 2
+    assert len(one.requests) == 6
+
+
+async def test_probe_that_fails_means_a_longer_pause(asking, one, clock):
+    fail(one)
+    async with asking("one") as whoami:
+        await ask(whoami, 3)
+        clock.now += 1
+        await ask(whoami)
+        await happens(lambda: not whoami._probes)
+        clock.now += 0.9  # the second pause is one to two seconds
+        await ask(whoami, 50)
+        assert len(one.requests) == 4
+        clock.now += 1.1
+        await ask(whoami)
+        await happens(lambda: len(one.requests) == 5)
+
+
+async def test_probe_that_meets_a_defect_is_not_the_last(asking, one, clock):
+    async def defective(*_):
+        raise RuntimeError("defect")
+
+    fail(one)
+    async with asking("one") as whoami:
+        await ask(whoami, 3)
+        one.answer = defective
+        clock.now += LONGEST_PAUSE
+        await ask(whoami)
+        await happens(lambda: not whoami._probes)
+        one.answer = None
+        clock.now += LONGEST_PAUSE
+        await ask(whoami)
+        await happens(lambda: not whoami._probes)
+        assert await ask(whoami) == [ALICE]
+
+
+async def test_many_that_hang_together_mean_one_short_pause(asking, one, clock):
+    one.held = True
+    async with asking("one") as whoami:
+        await asyncio.gather(*(ask(whoami) for _ in range(50)))
+        one.held = False
+        clock.now += 1
+        await ask(whoami)
+        await happens(lambda: not whoami._probes)
+        assert await ask(whoami) == [ALICE]
+
+
+@pytest.mark.parametrize(
+    ("status", "wish", "seconds"),
+    [
+        pytest.param(429, "7", 7, id="429 with seconds"),
+        pytest.param(503, "7", 7, id="503 with seconds"),
+        pytest.param(429, "86400", 300, id="at most five minutes"),
+        pytest.param(429, "9" * 5000, 300, id="absurd number"),
+        pytest.param(429, None, 0.5, id="429 without"),
+        pytest.param(429, "soon", 0.5, id="429 with nonsense"),
+        pytest.param(429, "Sun, 06 Nov 1994 08:49:37 GMT", 0.5, id="429 with a date in the past"),
+    ],
+)
+async def test_synapse_that_wants_to_be_left_alone_is(asking, one, clock, status, wish, seconds):
+    one.answer = Response(status_code=status, headers={"retry-after": wish} if wish else None)
+    async with asking("one") as whoami:
+        await ask(whoami)
+        one.answer = None
+        clock.now += seconds - 0.1
+        assert await ask(whoami, 10) == [None] * 10
+        assert len(one.requests) == 1
+        clock.now += 0.7  # our own shortest pause is as short as half a second, or a whole one
+        await ask(whoami)
+        await happens(lambda: not whoami._probes)
+        assert await ask(whoami) == [ALICE]
+
+
+async def test_wish_may_be_a_date(asking, one, clock):
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+    one.answer = Response(status_code=429, headers={"retry-after": date})
+    async with asking("one") as whoami:
+        await ask(whoami)
+        clock.now += 50
+        await ask(whoami)
+        assert len(one.requests) == 1
+        clock.now += 10
+        await ask(whoami)
+        await happens(lambda: len(one.requests) == 2)
+
+
+@pytest.mark.parametrize("status", [500, 503])
+async def test_error_without_a_wish_is_one_failure_of_three(asking, one, status):
+    one.answer = Response(status_code=status)
+    async with asking("one") as whoami:
+        await ask(whoami, 10)
+    assert len(one.requests) == 3
+
+
+async def test_rejections_are_answers(asking, one):
+    async with asking("one") as whoami:
+        for _ in range(10):
+            assert await whoami.owner(b"unknown", Caller()) is None
+    assert len(one.requests) == 10
+
+
+async def test_second_url_answers_and_the_first_is_left_alone(asking, one, two):
+    fail(one)
+    async with asking("one", "two") as whoami:
+        assert await ask(whoami, 50) == [ALICE] * 50
+    assert len(one.requests) == 3
+    assert len(two.requests) == 50
+
+
+async def test_url_left_alone_takes_no_share_of_the_timeout(asking, one, two):
+    fail(one)
+    async with asking("one", "two", seconds=2) as whoami:
+        await ask(whoami, 3)
+        two.held = True
+        start = time.monotonic()
+        slow = asyncio.create_task(ask(whoami))
+        await happens(lambda: time.monotonic() > start + 1.1)  # all that it had before
+        two.held = False
+        assert await slow == [ALICE]
+
+
+async def test_first_url_is_asked_again_once_it_is_back(asking, one, two, clock):
+    fail(one)
+    async with asking("one", "two") as whoami:
+        await ask(whoami, 3)
+        one.answer = None
+        clock.now += LONGEST_PAUSE
+        assert await ask(whoami) == [ALICE]
+        await happens(lambda: not whoami._probes)
+        asked = len(two.requests)
+        assert await ask(whoami, 10) == [ALICE] * 10
+    assert len(two.requests) == asked
+
+
+async def test_check_asks_after_the_pause_and_decides_nothing(asking, one, clock):
+    fail(one)
+    async with asking("one") as whoami:
+        await ask(whoami, 3)
+        clock.now += LONGEST_PAUSE
+        one.answer = Response(status_code=401)
+        await whoami.check()
+        one.requests.clear()
+        one.held = True
+        await ask(whoami, 5)
+        await happens(lambda: len(one.requests) == 1)  # a probe, for one token, still has to
+
+
+async def test_synapse_going_and_coming_back_is_one_line_each(asking, one, clock, caplog):
+    caplog.set_level(logging.INFO, logger="whoami_router")
+    fail(one)
+    async with asking("one") as whoami:
+        for _ in range(5):
+            await ask(whoami, 20)
+            await happens(lambda: not whoami._probes)
+            clock.now += LONGEST_PAUSE
+        one.answer = None
+        await ask(whoami)
+        await happens(lambda: not whoami._probes)
+        await ask(whoami, 20)
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    assert "http://one answered 500" in caplog.text
+
+
+async def test_single_failures_are_no_news(asking, one, caplog):
+    caplog.set_level(logging.INFO, logger="whoami_router")
+    async with asking("one") as whoami:
+        for _ in range(5):
+            fail(one)
+            await ask(whoami, 2)
+            one.answer = None
+            await ask(whoami)
+    assert caplog.records == []
+
+
+async def test_probe_on_its_way_does_not_outlive_the_service(asking, one, clock):
+    fail(one)
+    async with asking("one") as whoami:
+        await ask(whoami, 3)
+        one.held = True
+        clock.now += LONGEST_PAUSE
+        await ask(whoami)
+        [probe] = whoami._probes
+    await happens(probe.done)
+    assert probe.cancelled()
