@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.responses import Response
 
+from tests.clock import Clock
 from tests.fake_synapse import FakeSynapse
 from tests.test_tokens import NATIVE, names, values
 from whoami_router.app import Resolve, create_app
@@ -27,9 +28,14 @@ def synapse():
 
 
 @pytest.fixture
-def app(synapse):
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def app(synapse, clock):
     settings = Settings(synapse_urls=("http://synapse",), whoami_timeout=0.2)
-    return create_app(settings, transport=lambda _: httpx.ASGITransport(synapse))
+    return create_app(settings, transport=lambda _: httpx.ASGITransport(synapse), clock=clock)
 
 
 @pytest.fixture
@@ -128,6 +134,21 @@ async def test_hung_synapse_means_the_fallback_after_the_timeout(client, synapse
     synapse.held = True
     async with asyncio.timeout(5):
         assert answer(await client.get("/resolve", headers=ALICE))[1] == "fingerprint"
+
+
+async def test_synapse_that_is_away_is_left_alone_and_found_again(client, synapse, clock):
+    await client.get("/resolve", headers=ALICE)
+    synapse.answer = Response(status_code=500)
+    clock.now += 3600
+    for _ in range(20):
+        assert answer(await client.get("/resolve", headers=ALICE)) == ("alice", "stale")
+    assert len(synapse.requests) == 4
+    synapse.answer = None
+    clock.now += 1
+    await client.get("/resolve", headers=ALICE)  # lets a probe go, and does not wait for it
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert answer(await client.get("/resolve", headers=ALICE)) == ("alice", "whoami")
 
 
 async def test_client_of_the_request_is_the_one_synapse_sees(client, synapse):

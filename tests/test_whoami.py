@@ -127,6 +127,25 @@ async def test_lookups_share_kept_alive_connections(synapse):
     assert len({request.client.port for request in synapse.requests}) == 1
 
 
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+async def test_no_lookup_waits_for_another(kind, tmp_path):
+    everybody_asks = asyncio.Event()
+    asking_now = 0
+
+    async def answer(reader, writer):
+        nonlocal asking_now
+        asking_now += 1
+        if asking_now == 150:  # more than aiohttp opens by default
+            everybody_asks.set()
+        await everybody_asks.wait()
+        await answering(http(ALICE))(reader, writer)
+
+    path = tmp_path / "synapse.sock" if kind == "unix" else None
+    async with raw_server(answer, path) as url, asking(url, seconds=20) as whoami:
+        owners = await asyncio.gather(*(whoami.owner(b"a", CALLER) for _ in range(150)))
+    assert owners == [Owner("@alice:h")] * 150
+
+
 async def test_connection_that_synapse_closed_meanwhile_costs_no_answer():
     async def answer(reader, writer):
         await answering(http(ALICE))(reader, writer)  # and close

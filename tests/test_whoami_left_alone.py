@@ -75,6 +75,12 @@ async def ask(whoami, times=1):
     return answers
 
 
+async def settle():
+    """Let every probe run until it waits for something outside."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
 async def happens(condition):
     async with asyncio.timeout(5):
         while not condition():  # noqa: ASYNC110  (the condition is nobody's to announce)
@@ -165,7 +171,9 @@ async def test_many_that_hang_together_mean_one_short_pause(asking, one, clock):
         pytest.param(429, "9" * 5000, 300, id="absurd number"),
         pytest.param(429, None, 0.5, id="429 without"),
         pytest.param(429, "soon", 0.5, id="429 with nonsense"),
+        pytest.param(429, "\xb2", 0.5, id="429 with a digit that is no number"),
         pytest.param(429, "Sun, 06 Nov 1994 08:49:37 GMT", 0.5, id="429 with a date in the past"),
+        pytest.param(429, "Sun, 06 Nov 2094 08:49:37 -0000", 0.5, id="429 with no zone"),
     ],
 )
 async def test_synapse_that_wants_to_be_left_alone_is(asking, one, clock, status, wish, seconds):
@@ -175,6 +183,7 @@ async def test_synapse_that_wants_to_be_left_alone_is(asking, one, clock, status
         one.answer = None
         clock.now += seconds - 0.1
         assert await ask(whoami, 10) == [None] * 10
+        await settle()
         assert len(one.requests) == 1
         clock.now += 0.7  # our own shortest pause is as short as half a second, or a whole one
         await ask(whoami)
@@ -189,6 +198,7 @@ async def test_wish_may_be_a_date(asking, one, clock):
         await ask(whoami)
         clock.now += 50
         await ask(whoami)
+        await settle()
         assert len(one.requests) == 1
         clock.now += 10
         await ask(whoami)
@@ -254,6 +264,13 @@ async def test_check_asks_after_the_pause_and_decides_nothing(asking, one, clock
         one.held = True
         await ask(whoami, 5)
         await happens(lambda: len(one.requests) == 1)  # a probe, for one token, still has to
+
+
+async def test_check_shares_its_time_between_the_urls(asking, one, two):
+    one.held = True
+    async with asking("one", "two", seconds=2) as whoami, asyncio.timeout(1.9):
+        await whoami.check()
+    assert len(two.requests) == 1
 
 
 async def test_synapse_going_and_coming_back_is_one_line_each(asking, one, clock, caplog):

@@ -58,7 +58,6 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
-        await resolver.aclose()
         await whoami.aclose()
 
     app = Starlette(

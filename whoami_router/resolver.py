@@ -216,8 +216,9 @@ class Resolver:
             self._answers.pop(question.key, None)
             self._rejected_until[question.key] = now + self._rejected_ttl
             return Resolution(None, Source.REJECTED)
-        acts_for_others = question.user_id is None and not owner.has_device
-        self._answers[question.key] = _Answer(identifier, now + self._cache_ttl, acts_for_others)
+        self._answers[question.key] = _Answer(
+            identifier, now + self._cache_ttl, acts_for_others=not owner.has_device
+        )
         return Resolution(identifier, Source.WHOAMI)
 
     def _fallback(self, question: _Question) -> Resolution:
@@ -240,11 +241,6 @@ class Resolver:
                 self._shed,
             )
             self._shed, self._shed_logged_at = 0, now
-
-    async def aclose(self) -> None:
-        """Give up the lookups that nobody waits for any more."""
-        for lookup in self._in_flight.values():
-            lookup.cancel()
 
 
 def _decode(token: bytes) -> Resolution | None:

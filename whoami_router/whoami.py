@@ -198,26 +198,30 @@ class _Server:
             raise WhoamiUnavailable(f"{self._url} {exc}", retry_after=exc.retry_after) from exc
 
     async def _get(self, question: _Question) -> Owner | None:
-        body = b""
         try:
             async with self._client.stream(
                 "GET", _PATH, headers=question.headers, params=question.params
             ) as response:
-                async for chunk in response.aiter_raw():
-                    body += chunk
-                    if len(body) > _LONGEST_ANSWER:
-                        raise WhoamiUnavailable(f"answered more than {_LONGEST_ANSWER} bytes")
+                return _owner(response, await _body(response))
         except WhoamiUnavailable:
             raise
         # Whatever it is: httpx-aiohttp lets some of aiohttp's own errors through, header values
         # with control characters end in a ValueError, and a probe has to report in any case.
         except Exception as exc:
             raise WhoamiUnavailable(f"failed to answer ({_describe(exc)})") from exc
-        return _owner(response, body)
 
     async def aclose(self) -> None:
         """Close every connection."""
         await self._client.aclose()
+
+
+async def _body(response: httpx.Response) -> bytes:
+    body = b""
+    async for chunk in response.aiter_raw():
+        body += chunk
+        if len(body) > _LONGEST_ANSWER:
+            raise WhoamiUnavailable(f"answered more than {_LONGEST_ANSWER} bytes")
+    return body
 
 
 def _owner(response: httpx.Response, body: bytes) -> Owner | None:
@@ -249,9 +253,9 @@ def _retry_after(response: httpx.Response) -> float | None:
         return None
     value = response.headers.get("retry-after", "")
     if value.isascii() and value.isdigit():
-        return float(value[:9])  # beyond, it is years
+        return float(value)
     try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+        return (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
     except (ValueError, TypeError):  # no date; a date without a zone
         # Too many requests is a wish to rest, though not for how long.
         return 0.0 if response.status_code == HTTPStatus.TOO_MANY_REQUESTS else None
