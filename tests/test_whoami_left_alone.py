@@ -289,6 +289,15 @@ async def test_synapse_going_and_coming_back_is_one_line_each(asking, one, clock
     assert "http://one answered 500" in caplog.text
 
 
+async def test_many_that_fail_together_are_one_line(asking, one, caplog):
+    caplog.set_level(logging.INFO, logger="whoami_router")
+    fail(one)
+    async with asking("one") as whoami:
+        await asyncio.gather(*(ask(whoami) for _ in range(50)))
+    assert len(one.requests) == 50
+    assert len(caplog.records) == 1
+
+
 async def test_single_failures_are_no_news(asking, one, caplog):
     caplog.set_level(logging.INFO, logger="whoami_router")
     async with asking("one") as whoami:

@@ -173,15 +173,16 @@ class _Server:
 
     async def ask(self, question: _Question, *, timeout: float) -> Owner | None:  # noqa: ASYNC109
         """Return whom Synapse names, and note whether it did; raises WhoamiUnavailable."""
-        was_away = self.backoff.away
         try:
             owner = await self.get(question, timeout=timeout)
         except WhoamiUnavailable as exc:
+            was_away = self.backoff.away
             self.reason = str(exc)
             self.backoff.failed(retry_after=exc.retry_after)
             if self.backoff.away and not was_away:
                 logger.warning("Synapse cannot be asked, and is left alone for a while: %s", exc)
             raise
+        was_away = self.backoff.away
         self.backoff.succeeded()
         if was_away and not self.backoff.away:
             logger.info("Synapse can be asked again: %s", self._url)

@@ -73,3 +73,43 @@ def test_sync_is_recorded_once_and_as_the_clients(deployment, matrix, new_user):
         seconds=60,
     )
     assert matrix.connections(user.user_id, admin=admin) == {CLIENT}
+
+
+@pytest.fixture
+def seen(matrix, new_user):
+    """Returns how a device stands in the device list of its user, and in an administrator's.
+
+    They ask with tokens of their own: whoever reads a list is seen himself.
+    """
+    admin = new_user("admin", admin=True)
+
+    def read(device, other):
+        # Synapse writes down what it has seen every few seconds.
+        wait_until(
+            lambda: matrix.last_seen(device, asking=other), "Synapse saw the device", seconds=60
+        )
+        assert (
+            matrix.last_seen(device, asking=other)
+            == matrix.last_seen_by_admin(device, admin=admin)[0]
+        )
+        return matrix.last_seen_by_admin(device, admin=admin)
+
+    return read
+
+
+def test_device_list_shows_the_lookup_as_the_clients(own_router, matrix, new_user, seen):
+    device = new_user()
+    other = matrix.log_in(device.localpart)
+    address, user_agent = CLIENT
+    resolve(own_router, device.token, **{"X-Forwarded-For": address, "User-Agent": user_agent})
+    assert seen(device, other) == CLIENT
+
+
+def test_device_list_shows_the_sync_as_the_clients(deployment, matrix, new_user, seen):
+    device = new_user()
+    other = matrix.log_in(device.localpart)
+    address, user_agent = CLIENT
+    with Matrix(deployment.nginx.url, source_address=address) as client:
+        response = client.sync(device, headers={"User-Agent": user_agent})
+    assert deployment.route(response).source == "whoami"
+    assert seen(device, other) == CLIENT

@@ -1,19 +1,26 @@
 """All of it together: what runs when whoami-router is in use."""
 
+import re
+import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import httpx
 
 from tests.stack.nginx import ACCESS_LOG, DEBUG_HEADERS, Nginx
 from tests.stack.postgres import Postgres
-from tests.stack.process import Process, free_port
+from tests.stack.process import Process, free_port, wait_until
 from tests.stack.redis import Redis
 from tests.stack.router import Router
-from tests.stack.synapse import Main, SharedConfiguration, Worker
+from tests.stack.synapse import Bridge, Main, SharedConfiguration, Worker
+
+# The main process's UNIX socket is for routers, and nobody else asks there.
+_LOOKUP = re.compile(r' synapse\.access\.http\.unix - .* "GET (\S+/account/whoami\S*) HTTP')
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,8 @@ class Deployment:
 
     directory: Path
     registration_secret: str
+    bridge: Bridge
+    postgres: Postgres
     main: Main
     workers: Mapping[str, Worker]
     router: Router
@@ -48,13 +57,26 @@ class Deployment:
             next(name for name, servers in self.upstreams.items() if address in servers),
         )
 
+    def lookups(self) -> list[str]:
+        """Return the URI of every lookup of the router's that Synapse has answered."""
+        # Synapse logs a request after it has answered it, and requests in their order.
+        last = f"/{secrets.token_hex()}"
+        httpx.get(f"http://{self.main.addresses[0]}{last}", trust_env=False)
+        wait_until(lambda: last in self.main.log_text(), "Synapse's log is written")
+        return _LOOKUP.findall(self.main.log_text())
+
 
 @contextmanager
-def deployed(progress: Callable[[str], object] = lambda _: None) -> Iterator[Deployment]:
+def deployed(
+    progress: Callable[[str], object] = lambda _: None,
+    *,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+) -> Iterator[Deployment]:
     """Start everything; afterwards stop everything, also after an error.
 
-    ``progress`` is told what is being started. Raises DidNotHappen, with the end of the log of
-    the program that did not start.
+    ``progress`` is told what is being started. ``settings`` are Synapse's, besides those that
+    every deployment here has. Raises DidNotHappen, with the end of the log of the program that
+    did not start.
     """
     with ExitStack() as stack:
         # In /tmp whatever TMPDIR says: the path of a UNIX socket must not be longer than 107
@@ -80,7 +102,8 @@ def deployed(progress: Callable[[str], object] = lambda _: None) -> Iterator[Dep
         start(postgres, redis)
 
         progress("Synapse's main process, which makes its tables first")
-        shared = SharedConfiguration(directory, postgres, redis)
+        bridge = Bridge(directory)
+        shared = SharedConfiguration(directory, postgres, redis, bridge, settings)
         main = Main(shared, [tcp(), unix("main")])
         start(main)
 
@@ -108,5 +131,13 @@ def deployed(progress: Callable[[str], object] = lambda _: None) -> Iterator[Dep
         start(router, nginx)
 
         yield Deployment(
-            directory, shared.registration_secret, main, workers, router, nginx, upstreams
+            directory,
+            shared.registration_secret,
+            bridge,
+            postgres,
+            main,
+            workers,
+            router,
+            nginx,
+            upstreams,
         )

@@ -2,9 +2,11 @@
 
 import hashlib
 import hmac
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 
@@ -13,18 +15,24 @@ from tests.stack.process import DidNotHappen
 PASSWORD = "down the rabbit hole"
 
 _CLIENT = "/_matrix/client/v3"
+_ADMIN = "/_synapse/admin"
 _SLIDING_SYNC = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device that is logged in, its token, and where in a request it puts the token."""
+    """A device that is logged in, its token, and where in a request it puts the token.
+
+    With ``names_user`` its requests say by a parameter who the user is, as those of an
+    application service do.
+    """
 
     user_id: str
     device_id: str
     token: str
     refresh_token: str | None = None
     token_in_query: bool = False
+    names_user: bool = False
 
     @property
     def localpart(self) -> str:
@@ -58,7 +66,7 @@ class Matrix:
     def __exit__(self, *_: object) -> None:
         self._http.close()
 
-    def request(  # noqa: PLR0913  (what a request is made of)
+    def request(
         self,
         method: str,
         path: str,
@@ -74,13 +82,15 @@ class Matrix:
             params["access_token"] = device.token
         elif device is not None:
             headers["Authorization"] = f"Bearer {device.token}"
+        if device is not None and device.names_user:
+            params["user_id"] = device.user_id
         return self._http.request(method, path, params=params, headers=headers, json=body)
 
     # Accounts.
 
     def register(self, localpart: str, *, secret: str, admin: bool = False) -> Device:
         """Make a user with the shared secret; return their first device."""
-        path = "/_synapse/admin/v1/register"
+        path = f"{_ADMIN}/v1/register"
         nonce = self._call("GET", path)["nonce"]
         fields = (nonce, localpart, PASSWORD, "admin" if admin else "notadmin")
         mac = hmac.new(secret.encode(), "\0".join(fields).encode(), hashlib.sha1).hexdigest()
@@ -122,9 +132,10 @@ class Matrix:
             )
         )
 
-    def log_in_as(self, user_id: str, *, admin: Device, valid_until_ms: int) -> Device:
-        """Return a token for a user that an administrator made, valid until then."""
-        path = f"/_synapse/admin/v1/users/{user_id}/login"
+    def log_in_as(self, user_id: str, *, admin: Device, seconds: float = 3600) -> Device:
+        """Return a token for a user that an administrator made, valid for so many seconds."""
+        valid_until_ms = int((time.time() + seconds) * 1000)
+        path = f"{_ADMIN}/v1/users/{_quoted(user_id)}/login"
         made = self._call("POST", path, admin, body={"valid_until_ms": valid_until_ms})
         return self._device({"user_id": user_id, "device_id": "", **made})
 
@@ -142,19 +153,79 @@ class Matrix:
         """End the device; its token is worthless from now on."""
         self._call("POST", f"{_CLIENT}/logout", device, body={})
 
+    def register_bridged(self, localpart: str, *, token: str) -> Device:
+        """Make a user with an application service's token; return the service as that user."""
+        body = {
+            "type": "m.login.application_service",
+            "username": localpart,
+            "inhibit_login": True,  # the user needs no token of its own
+        }
+        made = self._call("POST", f"{_CLIENT}/register", Device("", "", token), body=body)
+        return Device(made["user_id"], "", token, names_user=True)
+
+    def log_in_bridged(self, bridged: Device) -> Device:
+        """Return a device of a bridged user, with a token of the user's own."""
+        body = {
+            "type": "m.login.application_service",
+            "identifier": {"type": "m.id.user", "user": bridged.user_id},
+        }
+        bridge = Device("", "", bridged.token)
+        return self._device(self._call("POST", f"{_CLIENT}/login", bridge, body=body))
+
+    def provision(self, localpart: str, device_id: str, *, secret: str) -> str:
+        """Make a user and a device as an authentication service does; return the user's ID."""
+        service, path = Device("", "", secret), "/_synapse/mas"
+        self._call("POST", f"{path}/provision_user", service, body={"localpart": localpart})
+        body = {"localpart": localpart, "device_id": device_id}
+        self._call("POST", f"{path}/upsert_device", service, body=body)
+        query = f"{path}/query_user"
+        return self._call("GET", query, service, params={"localpart": localpart})["user_id"]
+
+    def withdraw(self, device: Device, *, secret: str) -> None:
+        """End a device as an authentication service does."""
+        body = {"localpart": device.localpart, "device_id": device.device_id}
+        self._call("POST", "/_synapse/mas/delete_device", Device("", "", secret), body=body)
+
+    def deactivate(self, user_id: str, *, admin: Device) -> None:
+        """End an account for good."""
+        self._call("POST", f"{_ADMIN}/v1/deactivate/{_quoted(user_id)}", admin, body={})
+
+    def lock(self, user_id: str, *, admin: Device, locked: bool = True) -> None:
+        """Keep a user out, until further notice."""
+        self._call("PUT", f"{_ADMIN}/v2/users/{_quoted(user_id)}", admin, body={"locked": locked})
+
+    def suspend(self, user_id: str, *, admin: Device) -> None:
+        """Let a user read, and write no more."""
+        self._call("PUT", f"{_ADMIN}/v1/suspend/{_quoted(user_id)}", admin, body={"suspend": True})
+
+    def shadow_ban(self, user_id: str, *, admin: Device) -> None:
+        """Let a user believe that others hear."""
+        self._call("POST", f"{_ADMIN}/v1/users/{_quoted(user_id)}/shadow_ban", admin, body={})
+
     def create_room(self, device: Device) -> str:
         """Return the ID of a new room that the user is in."""
         return self._call("POST", f"{_CLIENT}/createRoom", device, body={})["room_id"]
 
     def connections(self, user_id: str, *, admin: Device) -> set[tuple[str, str]]:
         """Return the addresses and user agents that Synapse recorded for a user."""
-        devices = self._call("GET", f"/_synapse/admin/v1/whois/{user_id}", admin)["devices"]
+        devices = self._call("GET", f"{_ADMIN}/v1/whois/{_quoted(user_id)}", admin)["devices"]
         return {
             (connection["ip"], connection["user_agent"])
             for device in devices.values()
             for session in device["sessions"]
             for connection in session["connections"]
         }
+
+    def last_seen(self, device: Device, *, asking: Device) -> str | None:
+        """Return the address in the device list that another device of the user reads."""
+        path = f"{_CLIENT}/devices/{device.device_id}"
+        return self._call("GET", path, asking)["last_seen_ip"]
+
+    def last_seen_by_admin(self, device: Device, *, admin: Device) -> tuple[str | None, str | None]:
+        """Return the address and the user agent in the device list of an administrator."""
+        path = f"{_ADMIN}/v2/users/{_quoted(device.user_id)}/devices/{device.device_id}"
+        found = self._call("GET", path, admin)
+        return found["last_seen_ip"], found["last_seen_user_agent"]
 
     # Syncs.
 
@@ -208,9 +279,9 @@ class Matrix:
         body: Any = None,
     ) -> dict[str, Any]:
         response = self.request(method, path, device, params=params, body=body)
-        if response.status_code != httpx.codes.OK:
+        if not response.is_success:
             raise DidNotHappen(f"{method} {path}: {response.status_code} {response.text}")
-        return response.json()
+        return response.json() if response.content else {}
 
     def _device(self, session: Mapping[str, Any]) -> Device:
         device = Device(
@@ -247,6 +318,10 @@ INCREMENTAL_SYNCS: dict[str, Sync] = {
     ),
 }
 """Every other sync, by name; each makes the initial one that it needs."""
+
+
+def _quoted(user_id: str) -> str:
+    return quote(user_id, safe="")  # a slash may be part of it
 
 
 def _since(matrix: Matrix, device: Device) -> str:

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,10 +26,47 @@ PYTHON = Path(
 _UNLIMITED = {"per_second": 10_000, "burst_count": 10_000}
 
 
-class SharedConfiguration:
-    """What all processes of one Synapse are told, in a file of its own."""
+class Bridge:
+    """An application service, which acts as any user ``@bridge_...`` with its one token.
 
-    def __init__(self, directory: Path, database: Postgres, redis: Redis) -> None:
+    Synapse sends it nothing: it has no URL.
+    """
+
+    LOCALPART = "bridge"
+
+    def __init__(self, directory: Path) -> None:
+        self.token = secrets.token_hex()
+        self.registration = directory / "bridge.yaml"
+        _write(
+            self.registration,
+            {
+                "id": "bridge",
+                "url": None,
+                "as_token": self.token,
+                "hs_token": secrets.token_hex(),
+                "sender_localpart": self.LOCALPART,
+                "rate_limited": False,
+                "namespaces": {
+                    "users": [{"exclusive": True, "regex": rf"@bridge_.*:{re.escape(SERVER_NAME)}"}]
+                },
+            },
+        )
+
+
+class SharedConfiguration:
+    """What all processes of one Synapse are told, in a file of its own.
+
+    ``settings`` are added to what is there, or replace it.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        database: Postgres,
+        redis: Redis,
+        bridge: Bridge,
+        settings: Mapping[str, Any],
+    ) -> None:
         if not PYTHON.exists():
             raise DidNotHappen(f"there is no Synapse at {PYTHON} (SYNAPSE_PYTHON names another)")
         self.directory = directory
@@ -59,6 +97,7 @@ class SharedConfiguration:
                 },
                 "redis": {"enabled": True, "path": str(redis.path)},
                 "instance_map": {"main": {"path": str(directory / "replication.sock")}},
+                "app_service_config_files": [str(bridge.registration)],
                 # Every kind of token that Synapse issues by itself.
                 "allow_guest_access": True,
                 "refreshable_access_token_lifetime": "5m",
@@ -74,6 +113,7 @@ class SharedConfiguration:
                 "url_preview_enabled": False,
                 "presence": {"enabled": False},
                 "stats": {"enabled": False},
+                **settings,
             },
         )
 
