@@ -292,9 +292,12 @@ async def test_synapse_going_and_coming_back_is_one_line_each(asking, one, clock
 async def test_many_that_fail_together_are_one_line(asking, one, caplog):
     caplog.set_level(logging.INFO, logger="whoami_router")
     fail(one)
-    async with asking("one") as whoami:
-        await asyncio.gather(*(ask(whoami) for _ in range(50)))
-    assert len(one.requests) == 50
+    one.held = True
+    async with asking("one", seconds=20) as whoami:
+        asked = [asyncio.create_task(ask(whoami)) for _ in range(50)]
+        await happens(lambda: len(one.requests) == 50)
+        one.held = False
+        await asyncio.gather(*asked)
     assert len(caplog.records) == 1
 
 
