@@ -19,7 +19,7 @@ def lookup():
 
 @pytest.fixture
 def make_resolver(lookup, clock):
-    def make(**settings):
+    def make(lookup=lookup, **settings):
         return Resolver(
             lookup,
             **{
