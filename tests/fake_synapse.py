@@ -22,13 +22,14 @@ class FakeSynapse:
     """An ASGI application; ``requests`` holds what it was asked, oldest first.
 
     ``owners`` maps tokens to user IDs. ``services`` maps the tokens of application services to
-    the users they may act for, the service's own first. ``answer`` replaces every answer,
-    ``held`` holds it back.
+    the users they may act for, the service's own first. ``breaking`` are tokens that it fails
+    over. ``answer`` replaces every answer, ``held`` holds it back.
     """
 
     name: str = "synapse"
     owners: dict[str, str] = field(default_factory=dict)
     services: dict[str, list[str]] = field(default_factory=dict)
+    breaking: set[str] = field(default_factory=set)
     requests: list[Request] = field(default_factory=list)
     answer: Response | None = None
     held: bool = False
@@ -47,6 +48,8 @@ class FakeSynapse:
 
     async def _whoami(self, request: Request) -> Response:
         token = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if token in self.breaking:
+            return JSONResponse({"errcode": "M_UNKNOWN", "error": "Internal server error"}, 500)
         if token in self.owners:
             return JSONResponse({"user_id": self.owners[token], "device_id": "DEVICE"})
         if token in self.services:

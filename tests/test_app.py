@@ -2,17 +2,14 @@
 
 import asyncio
 import json
-import logging
 
 import httpx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from starlette.responses import Response
 
 from tests.clock import Clock
 from tests.fake_synapse import FakeSynapse
-from tests.test_tokens import NATIVE, names, values
+from tests.test_tokens import NATIVE
 from whoami_router.app import Resolve, create_app
 from whoami_router.settings import Settings
 from whoami_router.tokens import fingerprint
@@ -138,7 +135,7 @@ async def test_hung_synapse_means_the_fallback_after_the_timeout(client, synapse
 
 async def test_synapse_that_is_away_is_left_alone_and_found_again(client, synapse, clock):
     await client.get("/resolve", headers=ALICE)
-    synapse.answer = Response(status_code=500)
+    synapse.answer = Response(status_code=503)
     clock.now += 3600
     for _ in range(20):
         assert answer(await client.get("/resolve", headers=ALICE)) == ("alice", "stale")
@@ -188,30 +185,3 @@ async def test_ready_while_synapse_answers(client, synapse):
     response = await client.get("/ready")
     assert response.status_code == 503
     assert "http://synapse answered 502" in response.text
-
-
-@given(st.lists(st.tuples(names, values)))
-def test_absurd_headers_are_answered(headers):
-    synapse = FakeSynapse()
-    settings = Settings(synapse_urls=("http://synapse",))
-    app = create_app(settings, transport=lambda _: httpx.ASGITransport(synapse))
-    sent = []
-
-    async def send(message):
-        sent.append(message)
-
-    scope = {"type": "http", "method": "GET", "path": "/resolve", "headers": headers}
-    logger = logging.getLogger("whoami_router.app")
-    errors = []
-    logger.addFilter(errors.append)
-    try:
-        asyncio.run(app(scope, None, send))
-    finally:
-        logger.removeFilter(errors.append)
-    assert errors == []
-    assert sent[0]["status"] == 204
-    response = dict(sent[0]["headers"])
-    assert response[b"x-user-identifier-source"] in (b"none", b"rejected", b"fingerprint")
-    assert (b"x-user-identifier" in response) == (
-        response[b"x-user-identifier-source"] == b"fingerprint"
-    )

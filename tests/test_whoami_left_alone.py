@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from tests.clock import Clock
 from tests.fake_synapse import FakeSynapse
-from whoami_router.whoami import Caller, Owner, Whoami, WhoamiUnavailable
+from whoami_router.whoami import Caller, Owner, TokenUnanswerable, Whoami, WhoamiUnavailable
 
 pytestmark = pytest.mark.anyio
 
@@ -61,7 +61,7 @@ def asking(synapses, clock):
 
 
 def fail(synapse):
-    synapse.answer = Response(status_code=500)
+    synapse.answer = Response(status_code=502)
 
 
 async def ask(whoami, times=1):
@@ -99,7 +99,7 @@ async def test_reason_stays_known_while_nobody_asks(asking, one):
     async with asking("one") as whoami:
         await ask(whoami, 3)
         for question in (whoami.owner(b"a", Caller()), whoami.check()):
-            with pytest.raises(WhoamiUnavailable, match="http://one answered 500"):
+            with pytest.raises(WhoamiUnavailable, match="http://one answered 502"):
                 await question
     assert len(one.requests) == 3
 
@@ -205,12 +205,91 @@ async def test_wish_may_be_a_date(asking, one, clock):
         await happens(lambda: len(one.requests) == 2)
 
 
-@pytest.mark.parametrize("status", [500, 503])
+@pytest.mark.parametrize("status", [502, 503, 504])
 async def test_error_without_a_wish_is_one_failure_of_three(asking, one, status):
     one.answer = Response(status_code=status)
     async with asking("one") as whoami:
         await ask(whoami, 10)
     assert len(one.requests) == 3
+
+
+# Errors that may be about one token. Some tokens make a real Synapse answer 500.
+
+
+@pytest.mark.parametrize("status", [500, 302, 400, 404, 414, 431])
+async def test_error_for_every_token_and_for_none_is_a_synapse_that_is_away(asking, one, status):
+    one.answer = Response(status_code=status)
+    async with asking("one") as whoami:
+        assert await ask(whoami, 50) == [None] * 50
+    tokens = ["authorization" in request.headers for request in one.requests]
+    assert tokens == [True, False, True, True]
+
+
+async def test_tokens_that_break_synapse_keep_nobody_from_being_looked_up(asking, one):
+    one.breaking = {f"evil{number}" for number in range(50)}
+    async with asking("one") as whoami:
+        for token in one.breaking:
+            with pytest.raises(TokenUnanswerable, match="http://one answered 500"):
+                await whoami.owner(token.encode(), Caller())
+            assert await ask(whoami) == [ALICE]
+
+
+async def test_tokens_that_break_synapse_cost_one_check_in_a_second(asking, one, clock):
+    one.breaking = {"evil"}
+    async with asking("one") as whoami:
+        for _ in range(3):
+            for _ in range(50):
+                with pytest.raises(TokenUnanswerable):
+                    await whoami.owner(b"evil", Caller())
+            clock.now += 1
+    checks = [request for request in one.requests if "authorization" not in request.headers]
+    assert len(checks) == 3
+
+
+async def test_concurrent_tokens_that_break_synapse_share_a_check(asking, one):
+    one.breaking, one.held = {"evil"}, True
+    async with asking("one", seconds=20) as whoami:
+        asked = [asyncio.create_task(whoami.owner(b"evil", Caller())) for _ in range(50)]
+        await happens(lambda: len(one.requests) == 50)
+        one.held = False
+        results = await asyncio.gather(*asked, return_exceptions=True)
+    assert {type(result) for result in results} == {TokenUnanswerable}
+    assert len(one.requests) == 51
+
+
+async def test_probe_with_a_token_that_breaks_synapse_finds_it_back(asking, one, clock):
+    fail(one)
+    async with asking("one") as whoami:
+        await ask(whoami, 3)
+        one.answer, one.breaking = None, {"evil"}
+        clock.now += LONGEST_PAUSE
+        with pytest.raises(WhoamiUnavailable):
+            await whoami.owner(b"evil", Caller())
+        await happens(lambda: not whoami._probes)
+        assert await ask(whoami) == [ALICE]
+
+
+async def test_second_url_is_asked_about_a_token_that_breaks_the_first(asking, one):
+    one.breaking = {"a"}
+    async with asking("one", "two") as whoami:
+        assert await ask(whoami, 10) == [ALICE] * 10
+
+
+async def test_check_that_hangs_takes_no_longer_than_the_timeout(asking, one):
+    requests = 0
+
+    async def hang_without_token(scope, receive, send):
+        nonlocal requests
+        requests += 1
+        if any(name == b"authorization" for name, _ in scope["headers"]):
+            await Response(status_code=500)(scope, receive, send)
+        else:
+            await asyncio.sleep(60)
+
+    one.answer = hang_without_token
+    async with asking("one") as whoami, asyncio.timeout(5):
+        assert await ask(whoami, 50) == [None] * 50
+    assert requests == 6
 
 
 async def test_rejections_are_answers(asking, one):
@@ -286,7 +365,7 @@ async def test_synapse_going_and_coming_back_is_one_line_each(asking, one, clock
         await happens(lambda: not whoami._probes)
         await ask(whoami, 20)
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
-    assert "http://one answered 500" in caplog.text
+    assert "http://one answered 502" in caplog.text
 
 
 async def test_many_that_fail_together_are_one_line(asking, one, caplog):

@@ -11,7 +11,7 @@ from typing import Protocol
 from cachetools import LRUCache
 
 from whoami_router import identifiers, tokens
-from whoami_router.whoami import Caller, Owner, WhoamiUnavailable
+from whoami_router.whoami import Caller, Owner, TokenUnanswerable, WhoamiUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,9 @@ class Resolution:
     source: Source
 
 
+_REJECTED = Resolution(None, Source.REJECTED)
+
+
 @dataclass(frozen=True, slots=True)
 class _Answer:
     """What is remembered of a token whose owner is known; one each, so it is small."""
@@ -59,6 +62,14 @@ class _Answer:
     identifier: str
     fresh_until: float
     acts_for_others: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """What is remembered of a token without an owner: rejected, or an error of Synapse."""
+
+    until: float
+    rejected: bool
 
 
 @dataclass(frozen=True, slots=True, repr=False)  # it holds a token
@@ -76,9 +87,10 @@ class Resolver:
     which is Synapse's to say) but is never wrong. At most ``cache_size`` owners are remembered,
     by fingerprint only, the least recently used forgotten first. An answer is fresh for
     ``cache_ttl`` seconds, and usable for ``stale_ttl`` more while Synapse is unavailable.
-    Rejected tokens are remembered apart, ``rejected_size`` of them for ``rejected_ttl`` seconds,
-    so that they evict no owner. At most ``max_lookups`` lookups run at once. With
-    ``decode_native_tokens`` a token that Synapse issued itself is not looked up.
+    Tokens that Synapse rejects, or fails over, are remembered apart, ``rejected_size`` of them
+    for ``rejected_ttl`` seconds, so that they evict no owner. At most ``max_lookups`` lookups
+    run at once. With ``decode_native_tokens`` a token that Synapse issued itself is not looked
+    up.
 
     ``clock`` returns seconds that never go backwards.
     """
@@ -106,7 +118,7 @@ class Resolver:
         # Not caches that drop what has expired: the least recently used goes first anyway, and
         # the order of expiry would cost a fifth more memory.
         self._answers: LRUCache[bytes, _Answer] = LRUCache(cache_size)
-        self._rejected_until: LRUCache[bytes, float] = LRUCache(rejected_size)
+        self._refusals: LRUCache[bytes, _Refusal] = LRUCache(rejected_size)
         self._in_flight: dict[bytes, asyncio.Task[Resolution]] = {}
         self._shed = 0
         self._shed_logged_at: float | None = None
@@ -174,8 +186,9 @@ class Resolver:
                 if now > answer.fresh_until - (1 - _REFRESHED_FROM) * self._cache_ttl:
                     self._start_lookup(question)  # for the requests to come
                 return Resolution(answer.identifier, Source.CACHE)
-        if now < self._rejected_until.get(question.key, now):
-            return Resolution(None, Source.REJECTED)
+        refusal = self._refusals.get(question.key)
+        if refusal is not None and now < refusal.until:
+            return _REJECTED if refusal.rejected else self._fallback(question)
         if not tokens.is_askable(question.token):
             return self._fallback(question)
         lookup = self._start_lookup(question)
@@ -203,6 +216,8 @@ class Resolver:
             # Not more than debug: there may be one for each request. When Synapse is away, that
             # is said once, where it is noticed.
             logger.debug("%s: no answer: %s", question.key.hex()[:12], exc)
+            if isinstance(exc, TokenUnanswerable):
+                self._note_refusal(question, rejected=False)
             return self._fallback(question)
         except Exception as exc:  # noqa: BLE001  (a defect, of ours or of a library)
             # The place but not the message, which could quote the request.
@@ -211,15 +226,17 @@ class Resolver:
                 "%s during a lookup, please report:\n%s", type(exc).__name__, place
             )
             return self._fallback(question)
-        now = self._clock()
         if owner is None or identifier is None:
             self._answers.pop(question.key, None)
-            self._rejected_until[question.key] = now + self._rejected_ttl
-            return Resolution(None, Source.REJECTED)
+            self._note_refusal(question, rejected=True)
+            return _REJECTED
         self._answers[question.key] = _Answer(
-            identifier, now + self._cache_ttl, acts_for_others=not owner.has_device
+            identifier, self._clock() + self._cache_ttl, acts_for_others=not owner.has_device
         )
         return Resolution(identifier, Source.WHOAMI)
+
+    def _note_refusal(self, question: _Question, *, rejected: bool) -> None:
+        self._refusals[question.key] = _Refusal(self._clock() + self._rejected_ttl, rejected)
 
     def _fallback(self, question: _Question) -> Resolution:
         """Return where the request goes without an answer of Synapse."""

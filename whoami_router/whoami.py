@@ -3,9 +3,10 @@
 import asyncio
 import json
 import logging
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -28,6 +29,18 @@ _LONGEST_ANSWER = 64 * 1024
 # Twisted, under Synapse, closes a connection that was idle for 60 s. Ours are gone before.
 _KEEPALIVE_SECONDS = 30
 
+# Statuses that are about the server and not about what it was asked: RFC 6585, section 4, and
+# RFC 9110, section 15.6.
+_AWAY = (
+    HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.BAD_GATEWAY,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    HTTPStatus.GATEWAY_TIMEOUT,
+)
+
+# For so many seconds it counts whether Synapse has answered without a token.
+_CHECK_SECONDS = 1.0
+
 TransportFactory = Callable[[str], httpx.AsyncBaseTransport]
 """Makes the transport for one ``http://host:port`` or ``unix:/path``."""
 
@@ -41,6 +54,14 @@ class WhoamiUnavailable(Exception):  # noqa: N818  (the name says the consequenc
     def __init__(self, reason: str, *, retry_after: float | None = None) -> None:
         super().__init__(reason)
         self.retry_after = retry_after
+
+
+class _ErrorStatus(WhoamiUnavailable):
+    """An error that may be about this token only."""
+
+
+class TokenUnanswerable(WhoamiUnavailable):
+    """Synapse fails over this token, though it can be asked about others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +102,7 @@ class Whoami:
     ) -> None:
         self._timeout = timeout
         make_transport = transport or _pooled_transport
-        self._servers = [_Server(url, make_transport(url), Backoff(clock=clock)) for url in urls]
+        self._servers = [_Server(url, make_transport(url), clock) for url in urls]
         self._probes: set[asyncio.Task[None]] = set()
 
     async def owner(self, token: bytes, caller: Caller, user_id: str | None = None) -> Owner | None:
@@ -89,7 +110,8 @@ class Whoami:
 
         With an application service's token and a ``user_id`` that is the user it names, and None
         if the service may not act for that user. Raises WhoamiUnavailable if Synapse does not
-        say; at once while every URL is left alone.
+        say, at once while every URL is left alone; TokenUnanswerable if that is the token's
+        fault.
         """
         headers = {b"authorization": b"Bearer " + token, b"user-agent": caller.user_agent or b""}
         if caller.forwarded_for is not None:
@@ -97,6 +119,7 @@ class Whoami:
             # Synapse warns in its log about each request that has the one without the other.
             headers[b"x-forwarded-proto"] = b"https"
         question = _Question(headers, {} if user_id is None else {"user_id": user_id})
+        unavailable = WhoamiUnavailable
         failures = []
         present = []
         for server in self._servers:
@@ -113,9 +136,12 @@ class Whoami:
             try:
                 # An equal share for each, or a first one that hangs would leave the others none.
                 return await server.ask(question, timeout=self._timeout / len(present))
+            except TokenUnanswerable as exc:
+                unavailable = TokenUnanswerable
+                failures.append(str(exc))
             except WhoamiUnavailable as exc:
                 failures.append(str(exc))
-        raise WhoamiUnavailable("; ".join(failures))
+        raise unavailable("; ".join(failures))
 
     async def _probe(self, server: "_Server", question: "_Question") -> None:
         with suppress(WhoamiUnavailable):  # the server has noted it
@@ -133,7 +159,7 @@ class Whoami:
                 failures.append(server.reason)
                 continue
             try:
-                await server.get(_Question({}, {}), timeout=self._timeout / len(self._servers))
+                await server.check(timeout=self._timeout / len(self._servers))
             except WhoamiUnavailable as exc:
                 failures.append(str(exc))
             else:
@@ -157,10 +183,16 @@ class _Question:
 class _Server:
     """One URL at which Synapse can be asked, and whether it is worth asking."""
 
-    def __init__(self, url: str, transport: httpx.AsyncBaseTransport, backoff: Backoff) -> None:
-        self.backoff = backoff
+    def __init__(
+        self, url: str, transport: httpx.AsyncBaseTransport, clock: Callable[[], float]
+    ) -> None:
+        self.backoff = Backoff(clock=clock)
         self.reason = ""
         self._url = url
+        self._clock = clock
+        self._checking = asyncio.Lock()
+        self._checked_until = -math.inf
+        self._answers_checks = False
         self._client = httpx.AsyncClient(
             base_url="http://localhost" if url.startswith("unix:") else url,
             transport=transport,
@@ -174,29 +206,65 @@ class _Server:
     async def ask(self, question: _Question, *, timeout: float) -> Owner | None:  # noqa: ASYNC109
         """Return whom Synapse names, and note whether it did; raises WhoamiUnavailable."""
         try:
-            owner = await self.get(question, timeout=timeout)
-        except WhoamiUnavailable as exc:
-            was_away = self.backoff.away
-            self.reason = str(exc)
-            self.backoff.failed(retry_after=exc.retry_after)
-            if self.backoff.away and not was_away:
-                logger.warning("Synapse cannot be asked, and is left alone for a while: %s", exc)
+            async with self._in_time(timeout):
+                try:
+                    owner = await self._get(question)
+                except _ErrorStatus as exc:
+                    if await self._answers_without_token():
+                        raise TokenUnanswerable(str(exc)) from exc
+                    raise
+        except TokenUnanswerable:
+            self._note_answer()
             raise
+        except WhoamiUnavailable as exc:
+            self._note_failure(exc)
+            raise
+        self._note_answer()
+        return owner
+
+    async def check(self, *, timeout: float) -> None:  # noqa: ASYNC109
+        """Return if Synapse says that there is no token; raises WhoamiUnavailable if not."""
+        async with self._in_time(timeout):
+            await self._get(_Question({}, {}))
+
+    async def _answers_without_token(self) -> bool:
+        """Return whether an error was about the token that was asked about, not about all.
+
+        Some tokens make Synapse answer 500 (1.163 does to ``MDAx``). Were that a sign that it is
+        away, whoever sends such tokens could keep everybody from being looked up.
+        """
+        async with self._checking:
+            now = self._clock()
+            if now >= self._checked_until:
+                try:
+                    await self._get(_Question({}, {}))
+                except WhoamiUnavailable:
+                    self._answers_checks = False
+                else:
+                    self._answers_checks = True
+                self._checked_until = now + _CHECK_SECONDS
+            return self._answers_checks
+
+    def _note_answer(self) -> None:
         was_away = self.backoff.away
         self.backoff.succeeded()
         if was_away and not self.backoff.away:
             logger.info("Synapse can be asked again: %s", self._url)
-        return owner
 
-    async def get(self, question: _Question, *, timeout: float) -> Owner | None:  # noqa: ASYNC109
-        """Return whom Synapse names; raises WhoamiUnavailable, with the URL in its message."""
+    def _note_failure(self, exc: WhoamiUnavailable) -> None:
+        was_away = self.backoff.away
+        self.reason = str(exc)
+        self.backoff.failed(retry_after=exc.retry_after)
+        if self.backoff.away and not was_away:
+            logger.warning("Synapse cannot be asked, and is left alone for a while: %s", exc)
+
+    @asynccontextmanager
+    async def _in_time(self, seconds: float) -> AsyncIterator[None]:
         try:
-            async with asyncio.timeout(timeout):
-                return await self._get(question)
+            async with asyncio.timeout(seconds):
+                yield
         except TimeoutError as exc:
             raise WhoamiUnavailable(f"{self._url} did not answer in time") from exc
-        except WhoamiUnavailable as exc:
-            raise WhoamiUnavailable(f"{self._url} {exc}", retry_after=exc.retry_after) from exc
 
     async def _get(self, question: _Question) -> Owner | None:
         try:
@@ -204,12 +272,12 @@ class _Server:
                 "GET", _PATH, headers=question.headers, params=question.params
             ) as response:
                 return _owner(response, await _body(response))
-        except WhoamiUnavailable:
-            raise
+        except WhoamiUnavailable as exc:
+            raise type(exc)(f"{self._url} {exc}", retry_after=exc.retry_after) from exc
         # Whatever it is: httpx-aiohttp lets some of aiohttp's own errors through, header values
         # with control characters end in a ValueError, and a probe has to report in any case.
         except Exception as exc:
-            raise WhoamiUnavailable(f"failed to answer ({_describe(exc)})") from exc
+            raise WhoamiUnavailable(f"{self._url} failed to answer ({_describe(exc)})") from exc
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -228,10 +296,11 @@ async def _body(response: httpx.Response) -> bytes:
 def _owner(response: httpx.Response, body: bytes) -> Owner | None:
     if response.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         return None
+    reason = f"answered {response.status_code}"
+    if response.status_code in _AWAY:
+        raise WhoamiUnavailable(reason, retry_after=_retry_after(response))
     if response.status_code != HTTPStatus.OK:
-        raise WhoamiUnavailable(
-            f"answered {response.status_code}", retry_after=_retry_after(response)
-        )
+        raise _ErrorStatus(reason)
     try:
         answer = json.loads(body)
         user_id = answer["user_id"]
@@ -247,11 +316,6 @@ def _retry_after(response: httpx.Response) -> float | None:
 
     See ``Retry-After`` in RFC 9110, section 10.2.3: seconds, or a date.
     """
-    if response.status_code not in (
-        HTTPStatus.TOO_MANY_REQUESTS,
-        HTTPStatus.SERVICE_UNAVAILABLE,
-    ):
-        return None
     value = response.headers.get("retry-after", "")
     if value.isascii() and value.isdigit():
         return float(value)

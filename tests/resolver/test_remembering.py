@@ -5,7 +5,7 @@ import pytest
 from tests.resolver.lookup import CALLER, fallback, settle
 from tests.test_tokens import NATIVE
 from whoami_router.resolver import Resolution, Source
-from whoami_router.whoami import Caller, WhoamiUnavailable
+from whoami_router.whoami import Caller, TokenUnanswerable, WhoamiUnavailable
 
 pytestmark = pytest.mark.anyio
 
@@ -136,7 +136,7 @@ async def test_defect_leaves_what_is_remembered(resolver, lookup, clock):
     assert await resolver.resolve(b"a", CALLER) == STALE
 
 
-# Rejected.
+# Refused.
 
 
 async def test_rejected_token_is_asked_about_once_in_its_ttl(resolver, lookup, clock):
@@ -183,3 +183,30 @@ async def test_token_that_becomes_valid_is_known_after_the_ttl(resolver, lookup,
     clock.now += 30
     assert await resolver.resolve(b"late", CALLER) == Resolution("late", Source.WHOAMI)
     assert await resolver.resolve(b"late", CALLER) == Resolution("late", Source.CACHE)
+
+
+async def test_token_that_breaks_synapse_is_asked_about_once_in_its_ttl(resolver, lookup, clock):
+    lookup.failure = TokenUnanswerable("500")
+    for _ in range(10):
+        assert await resolver.resolve(b"a", CALLER) == fallback(b"a")
+    assert len(lookup.asked) == 1
+    lookup.failure = None
+    clock.now += 30
+    assert await source(resolver) == Source.WHOAMI
+
+
+async def test_token_that_breaks_synapse_leaves_what_is_remembered(resolver, lookup, clock):
+    await resolver.resolve(b"a", CALLER)
+    lookup.failure = TokenUnanswerable("500")
+    clock.now += 60
+    for _ in range(10):
+        assert await resolver.resolve(b"a", CALLER) == STALE
+    assert len(lookup.asked) == 2
+
+
+async def test_tokens_that_break_synapse_evict_no_user(resolver, lookup):
+    await resolver.resolve(b"a", CALLER)
+    lookup.failure = TokenUnanswerable("500")
+    for number in range(1000):
+        await resolver.resolve(b"evil%d" % number, CALLER)
+    assert await resolver.resolve(b"a", CALLER) == CACHED
