@@ -25,6 +25,14 @@ def test_unknown_token(same_answer, token, in_query, kind):
     )
 
 
+# (!) For the router these are failures of Synapse: it must not remember them into other tests.
+@pytest.mark.usefixtures("router")
+def test_token_that_synapse_stumbles_over(same_answer):
+    for token in ("{}", "&", "ZL", "AgQ"):
+        device = Device("", "", token)
+        same_answer(lambda client, device=device: client.sync(device), errcode="M_UNKNOWN")
+
+
 def test_missing_token(same_answer):
     same_answer(lambda client: client.sync(None), errcode="M_MISSING_TOKEN")
 
