@@ -1,7 +1,7 @@
 # Run it from a bare clone: each target first sets up what it needs, and a second run is quick.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint python-packages all-packages
+.PHONY: help demo test soak lint python-packages all-packages
 # Set-up steps would get in each other's way.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
@@ -9,7 +9,7 @@
 PYTHON_PACKAGES := python3 python3-venv
 # gcc and the headers: PostgreSQL's client for Python is built from source.
 ALL_PACKAGES := $(PYTHON_PACKAGES) gcc libc6-dev libpq-dev python3-dev nginx postgresql redis-server \
-	docker-compose
+	docker-compose libfaketime
 
 # SYNAPSE_PYTHON=/path/to/python: a Python that has Synapse already.
 ifndef SYNAPSE_PYTHON
@@ -20,6 +20,7 @@ help:
 	@echo "make demo             a real Synapse with four workers: see where each user's syncs go"
 	@echo "make demo ARGS=--once the same, without staying up afterwards"
 	@echo "make test             all checks and tests, as .ci/run does"
+	@echo "make soak             the faults, floods and fuzz again, ten times as long (SOAK=10)"
 	@echo "make lint             ruff and mypy only"
 	@echo
 	@echo "Needs Debian 12 or later (or a relative) and root or sudo for the packages it lacks."
@@ -29,6 +30,10 @@ demo: all-packages .venv/.stamp $(SYNAPSE)
 
 test: all-packages lint $(SYNAPSE)
 	.venv/bin/pytest
+
+SOAK := 10
+soak: all-packages .venv/.stamp $(SYNAPSE)
+	WHOAMI_ROUTER_SOAK=$(SOAK) .venv/bin/pytest tests/deployment/faults tests/fuzz tests/resolver/test_memory.py
 
 lint: .venv/.stamp
 	.venv/bin/ruff check
