@@ -241,6 +241,17 @@ def test_router_whose_socket_is_gone_ends_with_one_line(tmp_path, synapse_url, h
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_router_that_is_stopped_as_soon_as_it_listens_ends_well(tmp_path, number):
+    with Router(tmp_path, "http://127.0.0.1:1", listen=f"unix:{tmp_path}/sock") as router:
+        for _ in range(5):
+            router.stop(number)
+            assert router.returncode == 0
+            assert not (tmp_path / "sock").exists()
+            router.start()
+    assert "Traceback" not in router.log_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_request_in_flight_is_answered_before_the_end(tmp_path, synapse, synapse_url, number):
     synapse.held = True
     answers = []

@@ -35,6 +35,7 @@ def test_identifier_is_the_encoded_localpart(user_id, identifier):
         "@alice:",
         "@:example.org",
         "@a\0b:example.org",
+        "@a:example.org\0",
         "@\ud800:example.org",
         "@" + "a" * 10240 + ":example.org",
     ],

@@ -146,6 +146,10 @@ def serve(**options: Any) -> None:  # noqa: ANN401  (click passes each option by
     # Its warnings are one for each request that is no HTTP: nginx sends none, and nobody else
     # shall fill the disk.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    # uvicorn shuts down in peace, then raises the signal again for this handler. Before the
+    # listener opens: whoever sees it may send a signal at once, and its socket has to go.
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stop, _exit)
     try:
         with open_listener(settings.listen) as listener:
             logger.info(
@@ -171,9 +175,6 @@ def _run(settings: Settings, listener: Listener) -> None:
 
     server.config.callback_notify = stop_if_unreachable
     server.config.timeout_notify = 1  # seconds
-    # uvicorn shuts down in peace, then raises the signal again for this handler.
-    for stop in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(stop, _exit)
     server.run(sockets=[listener.socket])
     if not listener.reachable():
         raise CannotListen("the socket was removed while in use; start the service again")

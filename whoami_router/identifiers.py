@@ -14,7 +14,7 @@ def from_user_id(user_id: str) -> str:
     the Matrix specification.
     """
     localpart, colon, domain = user_id.partition(":")
-    if not (localpart.startswith("@") and colon and domain):
+    if not (localpart.startswith("@") and colon and domain) or "\0" in domain:
         raise ValueError("not of the form @localpart:domain")
     if len(user_id) > _LONGEST:
         raise ValueError(f"longer than {_LONGEST} characters")
