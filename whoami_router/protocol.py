@@ -2,12 +2,19 @@
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-# The headers of a request. nginx passes on four lines of at most 8 KiB each.
+# Beyond what a proxy sends: nginx passes on a handful of headers, in at most four lines of 8 KiB
+# from the client, and asks one question at a time.
 _LONGEST_HEADERS = 64 * 1024
+_MOST_HEADERS = 100
+_MOST_WAITING = 1000
+
+
+class _TooMuch(Exception):  # noqa: N818  (uvicorn takes it for a parser's error, and gives up)
+    """More than any proxy sends."""
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's, but without an answer to what it cannot read, and with a bound on headers.
+    """uvicorn's, but without an answer to what it cannot read, and bounded in all it holds.
 
     The service promises to answer nothing but 204. nginx sends nothing malformed, so whoever
     does is owed no explanation; to nginx a closed connection is a router that failed, and it
@@ -15,6 +22,7 @@ class Protocol(HttpToolsProtocol):
     """
 
     _unfinished = 0  # bytes received since the last complete set of headers
+    _in_headers = False
 
     def data_received(self, data: bytes) -> None:
         """Read what the peer sent; give up on headers without an end."""
@@ -23,10 +31,30 @@ class Protocol(HttpToolsProtocol):
         if self._unfinished > _LONGEST_HEADERS:
             self.transport.close()
 
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        self._in_headers = True
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Note a header, but none that comes behind the body: it was not meant to be one."""
+        if not self._in_headers:
+            return
+        if len(self.headers) == _MOST_HEADERS:
+            raise _TooMuch
+        super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
-        """Start to answer."""
+        """Start to answer, or wait until the requests before are answered."""
         self._unfinished = 0
+        self._in_headers = False
+        if len(self.pipeline) == _MOST_WAITING:
+            raise _TooMuch
         super().on_headers_complete()
+        if self.parser.should_upgrade():
+            # What follows is no HTTP by the client's own words: it gets no answer that could be
+            # taken for another's.
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:  # noqa: ARG002
         """Drop the body: no answer depends on it."""

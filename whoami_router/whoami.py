@@ -276,8 +276,10 @@ class _Server:
             raise type(exc)(f"{self._url} {exc}", retry_after=exc.retry_after) from exc
         # Whatever it is: httpx-aiohttp lets some of aiohttp's own errors through, header values
         # with control characters end in a ValueError, and a probe has to report in any case.
-        except Exception as exc:
-            raise WhoamiUnavailable(f"{self._url} failed to answer ({_describe(exc)})") from exc
+        except Exception as exc:  # noqa: BLE001
+            reason = f"{self._url} failed to answer ({_describe(exc)})"
+        # Out here, without a cause: what aiohttp raises holds the request, and with it the token.
+        raise WhoamiUnavailable(reason)
 
     async def aclose(self) -> None:
         """Close every connection."""
