@@ -6,7 +6,6 @@ import subprocess
 import pytest
 
 from tests.deployment.test_whoami_at_synapse import resolve
-from tests.stack import postgres
 from tests.stack.matrix import Device
 from tests.stack.router import Router
 from tests.stack.synapse import PYTHON, SERVER_NAME
@@ -32,18 +31,7 @@ def stored(deployment):
     """Puts a token into Synapse's database; returns the device that has it."""
 
     def insert(user, token, device_id=""):
-        values = {"user_id": user.user_id, "device_id": device_id, "token": token}
-        subprocess.run(
-            [
-                *("psql", "--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1"),
-                *("-h", deployment.postgres.directory, "-U", postgres.USER, postgres.DATABASE),
-                *(f"--set={name}={value}" for name, value in values.items()),
-            ],
-            input=INSERT,
-            text=True,
-            check=True,
-            cwd="/",
-        )
+        deployment.postgres.run(INSERT, user_id=user.user_id, device_id=device_id, token=token)
         return Device(user.user_id, device_id, token)
 
     return insert

@@ -45,6 +45,20 @@ class Postgres(Process):
         # At SIGTERM it would wait until the last client has gone.
         super().stop(number, seconds=seconds)
 
+    def run(self, script: str, **variables: str) -> None:
+        """Run an SQL script for psql, which takes these as its variables."""
+        subprocess.run(
+            [
+                *(self._programs / "psql", "--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1"),
+                *("-h", self.directory, "-U", USER, DATABASE),
+                *(f"--set={name}={value}" for name, value in variables.items()),
+            ],
+            input=script,
+            text=True,
+            check=True,
+            cwd="/",
+        )
+
     def _initialise(self) -> None:
         self.directory.mkdir()
         if self._user:
