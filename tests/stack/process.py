@@ -54,7 +54,7 @@ class Process:
     it has ended, it appends to the same log.
     """
 
-    def __init__(  # noqa: PLR0913  (each by its name)
+    def __init__(
         self,
         name: str,
         command: Sequence[str | Path],
