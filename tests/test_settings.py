@@ -26,7 +26,17 @@ def test_listen_address_is_read_and_written_alike(text, address):
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "9009", ":9009", "::1:9009", "host:", "host:http", "host:65536", "host:-1"),
+        *(
+            "",
+            "9009",
+            ":9009",
+            "[]:9009",
+            "::1:9009",
+            "host:",
+            "host:http",
+            "host:65536",
+            "host:-1",
+        ),
         *("host:٣", "unix:", "unix:sock", "fd:", "fd:x", "fd:-1", "http://127.0.0.1:9009"),
     ],
 )

@@ -81,7 +81,7 @@ def parse_listen(text: str) -> ListenAddress:
         return Inherited(int(number))
     host, _, port = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
-    if not host or (":" in host and not bracketed):
+    if host in ("", "[]") or (":" in host and not bracketed):
         raise ValueError("needs host:port, unix:/path or fd:3, for example 127.0.0.1:9009")
     if not (port.isascii() and port.isdigit() and int(port) <= _LAST_PORT):
         raise ValueError("needs a port from 0 to 65535, for example 127.0.0.1:9009")

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -331,8 +332,11 @@ def _retry_after(response: httpx.Response) -> float | None:
 def _describe(exc: Exception) -> str:
     # httpx-aiohttp calls a refused connection a ConnectTimeout; its cause says what happened.
     cause = exc.__cause__ or exc
-    # Only where the text is about the address: elsewhere it may quote what Synapse sent.
-    return str(cause if isinstance(cause, aiohttp.ClientConnectorError) else type(cause).__name__)
+    if isinstance(cause, aiohttp.ClientConnectorError):
+        number = cause.os_error.errno or 0
+        # A name that cannot be resolved has a number of its own, below zero.
+        return os.strerror(number) if number > 0 else str(cause.os_error.strerror)
+    return type(cause).__name__  # and not its text, which may quote what Synapse sent
 
 
 def _pooled_transport(url: str) -> httpx.AsyncBaseTransport:
