@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from tests.deployment.load import Requests
+from tests.deployment.load import SOAK, Requests
 
 FIGURES = Path(
     os.environ.get("WHOAMI_ROUTER_FAULT_FIGURES", Path(__file__).parents[2] / "build" / "faults.md")
@@ -68,7 +68,8 @@ class Figures:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = [self._rows[fault] for fault in ALLOWED if fault in self._rows]
-        path.write_text("\n".join([_HEADER, *rows]) + "\n")
+        notes = [] if SOAK == 1 else ["", f"Counts and durations are {SOAK:g} times those named."]
+        path.write_text("\n".join([_HEADER, *rows, *notes]) + "\n")
 
 
 _HEADER = """\
