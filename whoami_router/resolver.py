@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 # An answer is refreshed in the last quarter of its time, if it is in use: clients that wait for
 # news ask about every 30 s, so with --cache-ttl from two minutes on none of them is missed.
-_REFRESHED_FROM = 0.75
+_REFRESHED_IN_THE_LAST = 0.25
 
 # Seconds between two lines about lookups that were shed.
 _SHED_LOG_INTERVAL = 60
@@ -110,6 +110,7 @@ class Resolver:
     ) -> None:
         self._lookup = lookup
         self._cache_ttl = cache_ttl
+        self._refresh_before = cache_ttl * _REFRESHED_IN_THE_LAST
         self._stale_ttl = stale_ttl
         self._rejected_ttl = rejected_ttl
         self._max_lookups = max_lookups
@@ -163,7 +164,7 @@ class Resolver:
         user = await self._resolve(replace(question, key=key, user_id=user_id))
         if user.source not in (Source.CACHE, Source.WHOAMI, Source.STALE):
             return service  # the service may not act for this user, or nobody can be asked
-        if user.identifier not in (asserted, None) and user.identifier == service.identifier:
+        if asserted != user.identifier == service.identifier:
             self._note_ordinary(question.key)
         return user
 
@@ -177,17 +178,13 @@ class Resolver:
     async def _resolve(self, question: _Question) -> Resolution:
         """Return the answer that is remembered, or ask for one."""
         now = self._clock()
-        try:
-            answer = self._answers[question.key]
-        except KeyError:
-            pass
-        else:
-            if now < answer.fresh_until:
-                if now > answer.fresh_until - (1 - _REFRESHED_FROM) * self._cache_ttl:
-                    self._start_lookup(question)  # for the requests to come
-                return Resolution(answer.identifier, Source.CACHE)
-        refusal = self._refusals.get(question.key)
-        if refusal is not None and now < refusal.until:
+        answer = self._answers.get(question.key)
+        if answer is not None and now < answer.fresh_until:
+            if now > answer.fresh_until - self._refresh_before:
+                self._refresh(question, now)
+            return Resolution(answer.identifier, Source.CACHE)
+        refusal = self._refusal(question, now)
+        if refusal is not None:
             return _REJECTED if refusal.rejected else self._fallback(question)
         if not tokens.is_askable(question.token):
             return self._fallback(question)
@@ -197,6 +194,11 @@ class Resolver:
             return self._fallback(question)
         # Through a shield: the first caller may go away while others wait for the same answer.
         return await asyncio.shield(lookup)
+
+    def _refresh(self, question: _Question, now: float) -> None:
+        """Ask in the background, so that the requests to come need not wait."""
+        if self._refusal(question, now) is None:  # or each request would break Synapse again
+            self._start_lookup(question)
 
     def _start_lookup(self, question: _Question) -> asyncio.Task[Resolution] | None:
         """Return the lookup for this token that is running or can be started."""
@@ -234,6 +236,11 @@ class Resolver:
             identifier, self._clock() + self._cache_ttl, acts_for_others=not owner.has_device
         )
         return Resolution(identifier, Source.WHOAMI)
+
+    def _refusal(self, question: _Question, now: float) -> _Refusal | None:
+        """Return what is remembered of a token that was refused not long ago."""
+        refusal = self._refusals.get(question.key)
+        return refusal if refusal is not None and now < refusal.until else None
 
     def _note_refusal(self, question: _Question, *, rejected: bool) -> None:
         self._refusals[question.key] = _Refusal(self._clock() + self._rejected_ttl, rejected)

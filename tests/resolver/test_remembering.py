@@ -89,6 +89,16 @@ async def test_refresh_that_learns_of_a_rejection_is_believed(resolver, lookup, 
     assert await resolver.resolve(b"a", CALLER) == fallback(b"a")  # nothing stale is left of it
 
 
+async def test_refresh_that_breaks_synapse_is_not_tried_with_each_request(resolver, lookup, clock):
+    await resolver.resolve(b"a", CALLER)
+    lookup.failure = TokenUnanswerable("500")
+    clock.now += 50
+    for _ in range(10):
+        assert await resolver.resolve(b"a", CALLER) == CACHED
+        await settle()
+    assert len(lookup.asked) == 2
+
+
 async def test_refresh_that_fails_changes_nothing(resolver, lookup, clock):
     await resolver.resolve(b"a", CALLER)
     lookup.failure = WhoamiUnavailable("away")
