@@ -19,8 +19,9 @@ def backoff(clock):
 
 
 def fail(backoff, times=1, **how):
+    """One question after the other fails."""
     for _ in range(times):
-        backoff.failed(**how)
+        backoff.failed(backoff.mark, **how)
 
 
 def pauses(backoff, clock, number):
@@ -32,7 +33,7 @@ def pauses(backoff, clock, number):
             clock.now += 0.25
         lengths.append(clock.now - start)
         assert backoff.start_probe()
-        backoff.failed()
+        fail(backoff)
     return lengths
 
 
@@ -56,7 +57,7 @@ def test_third_failure_in_a_row_is_a_server_that_is_away(backoff):
 def test_answer_in_between_ends_the_row(backoff):
     for _ in range(10):
         fail(backoff, 2)
-        backoff.succeeded()
+        backoff.succeeded(backoff.mark)
     assert not backoff.away
 
 
@@ -87,26 +88,45 @@ def test_one_probe_decides(backoff, clock):
     assert backoff.start_probe()
     assert not backoff.start_probe()
     assert backoff.away
-    backoff.succeeded()
+    backoff.succeeded(backoff.mark)
     assert not backoff.away
     fail(backoff, 2)
     assert not backoff.away
 
 
 def test_failures_of_questions_from_before_the_pause_do_not_prolong_it(backoff, clock):
-    fail(backoff, 100)
-    assert pauses(backoff, clock, 2) == [1, 2]
+    mark = backoff.mark
+    for _ in range(100):
+        backoff.failed(mark)
+    clock.now += 1
+    for _ in range(100):
+        backoff.failed(mark)  # later than the pause, too: they waited long for nothing
+    assert not backoff.resting
+    assert pauses(backoff, clock, 2) == [0, 2]
 
 
-def test_answer_to_a_question_from_before_the_pause_does_not_end_it(backoff):
+def test_failure_of_a_question_from_before_the_pause_starts_no_second_probe(backoff, clock):
+    mark = backoff.mark
     fail(backoff, 3)
-    backoff.succeeded()
+    clock.now += 1
+    assert backoff.start_probe()
+    backoff.failed(mark)
+    assert not backoff.start_probe()
+
+
+def test_answer_to_a_question_from_before_the_pause_does_not_end_it(backoff, clock):
+    mark = backoff.mark
+    fail(backoff, 3)
+    backoff.succeeded(mark)
     assert backoff.resting
     assert backoff.away
+    clock.now += 1
+    backoff.succeeded(mark)
+    assert backoff.away  # the probe decides
 
 
 def test_server_that_asks_for_a_pause_gets_it_at_once(backoff, clock):
-    backoff.failed(retry_after=5)
+    fail(backoff, retry_after=5)
     assert backoff.away
     clock.now += 4.9
     assert backoff.resting
@@ -115,15 +135,16 @@ def test_server_that_asks_for_a_pause_gets_it_at_once(backoff, clock):
 
 
 def test_wish_does_not_shorten_our_own_pause(backoff, clock):
-    backoff.failed(retry_after=0)
+    fail(backoff, retry_after=0)
     clock.now += 0.9
     assert backoff.resting
 
 
 def test_wish_during_a_pause_prolongs_it(backoff, clock):
+    mark = backoff.mark
     fail(backoff, 3)
-    backoff.failed(retry_after=60)
-    backoff.failed(retry_after=5)
+    backoff.failed(mark, retry_after=60)
+    backoff.failed(mark, retry_after=5)
     clock.now += 59.9
     assert backoff.resting
     clock.now += 0.2
@@ -131,6 +152,6 @@ def test_wish_during_a_pause_prolongs_it(backoff, clock):
 
 
 def test_wish_to_be_forgotten_is_granted_for_five_minutes(backoff, clock):
-    backoff.failed(retry_after=1e9)
+    fail(backoff, retry_after=1e9)
     clock.now += 300
     assert not backoff.resting

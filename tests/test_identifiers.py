@@ -36,6 +36,7 @@ def test_identifier_is_the_encoded_localpart(user_id, identifier):
         "@:example.org",
         "@a\0b:example.org",
         "@a:example.org\0",
+        "@a:" + "b" * 255,
         "@\ud800:example.org",
         "@" + "a" * 10240 + ":example.org",
     ],

@@ -11,7 +11,7 @@ import pytest
 from starlette.responses import Response
 
 from tests.fake_synapse import FakeSynapse, served
-from whoami_router.whoami import Caller, Owner, Whoami, WhoamiUnavailable, _Question
+from whoami_router.whoami import Caller, Owner, Whoami, WhoamiUnavailable, _Request
 
 pytestmark = pytest.mark.anyio
 
@@ -271,12 +271,25 @@ async def test_every_error_of_a_transport_is_unavailable(error):
             await whoami.owner(b"a", CALLER)
 
 
-async def test_header_value_with_control_characters_is_unavailable(synapse):
+@pytest.mark.parametrize(
+    ("sent", "passed_on"),
+    [
+        (b"Element/1.0 (X11; Linux)", b"Element/1.0 (X11; Linux)"),
+        ("Элемент/1.0".encode(), "Элемент/1.0".encode()),
+        (b"1\r\nX-Evil: 1\0\t", b"1X-Evil: 1"),
+        (b"a\xff\xfeb", b"ab"),
+        (b"\xff" * 8192, b""),
+        (b"a" * 65536, b"a" * 1024),
+    ],
+)
+async def test_synapse_gets_what_it_will_take_of_the_clients_headers(synapse, sent, passed_on):
     with served(synapse) as address:
         async with asking(f"http://{address}") as whoami:
-            with pytest.raises(WhoamiUnavailable):
-                await whoami.owner(b"a", Caller(b"1\r\nX-Evil: 1", None))
-    assert synapse.requests == []
+            assert await whoami.owner(b"a", Caller(sent, sent)) == Owner("@alice:example.org")
+    [request] = synapse.requests
+    headers = dict(request.scope["headers"])
+    assert headers[b"x-forwarded-for"] == passed_on
+    assert headers[b"user-agent"] == passed_on
 
 
 @pytest.mark.parametrize(
@@ -319,6 +332,6 @@ async def test_token_of_an_application_service_has_no_device(synapse):
             assert await whoami.owner(b"as", CALLER, "@other:h") is None
 
 
-async def test_question_does_not_show_its_token():
-    question = _Question({b"authorization": b"Bearer very-secret"}, {})
-    assert "very-secret" not in repr(question)
+async def test_request_does_not_show_its_token():
+    request = _Request({b"authorization": b"Bearer very-secret"}, {})
+    assert "very-secret" not in repr(request)

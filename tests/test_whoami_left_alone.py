@@ -225,6 +225,47 @@ async def test_error_for_every_token_and_for_none_is_a_synapse_that_is_away(aski
     assert tokens == [True, False, True, True]
 
 
+async def test_requests_that_make_synapse_hang_up_keep_nobody_from_being_looked_up(asking, one):
+    async def hang_up(scope, receive, send):
+        if (b"authorization", b"Bearer evil") in scope["headers"]:
+            raise httpx.ReadError("hung up")
+        await one.app(scope, receive, send)
+
+    one.answer = hang_up
+    async with asking("one") as whoami:
+        for _ in range(20):
+            with pytest.raises(TokenUnanswerable):
+                await whoami.owner(b"evil", Caller())
+        assert await ask(whoami) == [ALICE]
+
+
+async def test_probe_that_hangs_ends_and_is_followed_by_another(asking, one, clock):
+    fail(one)
+    async with asking("one") as whoami:
+        await ask(whoami, 3)
+        one.answer, one.held = None, True
+        for _ in range(2):
+            asked = len(one.requests)
+            clock.now += LONGEST_PAUSE
+            await ask(whoami)
+            await happens(lambda asked=asked: len(one.requests) == asked + 1)
+            await happens(lambda: not whoami._probes)
+        one.held = False
+        clock.now += LONGEST_PAUSE
+        await ask(whoami)
+        await happens(lambda: not whoami._probes)
+        assert await ask(whoami) == [ALICE]
+
+
+async def test_end_of_the_service_is_no_failure_of_synapse(asking, one, caplog):
+    one.held = True
+    async with asking("one", seconds=0.5) as whoami:
+        asked = [asyncio.create_task(ask(whoami)) for _ in range(10)]
+        await happens(lambda: len(one.requests) == 10)
+    assert await asyncio.gather(*asked) == [[None]] * 10
+    assert caplog.records == []
+
+
 async def test_tokens_that_break_synapse_keep_nobody_from_being_looked_up(asking, one):
     one.breaking = {f"evil{number}" for number in range(50)}
     async with asking("one") as whoami:

@@ -29,6 +29,7 @@ class Backoff:
         self._clock = clock
         self._rng = rng
         self._failures = 0
+        self._pauses = 0
         self._rests_until = 0.0
         self._away = False
         self._probing = False
@@ -43,6 +44,15 @@ class Backoff:
         """Whether nobody should ask now."""
         return self._clock() < self._rests_until
 
+    @property
+    def mark(self) -> int:
+        """What a question is to take along from its beginning to its report.
+
+        A question that began before the last pause says nothing new, or a hundred that hang
+        together would count as a hundred pauses.
+        """
+        return self._pauses
+
     def start_probe(self) -> bool:
         """Return whether the caller is the one who should ask a server that is away.
 
@@ -53,25 +63,20 @@ class Backoff:
         self._probing = True
         return True
 
-    def succeeded(self) -> None:
+    def succeeded(self, mark: int) -> None:
         """Note an answer."""
-        # One that was asked for before the pause does not end it: the server may have asked for
-        # the pause, and answering one of many says little.
-        if self.resting:
-            return
-        self._failures = 0
-        self._away = self._probing = False
+        if mark == self._pauses:
+            self._failures = 0
+            self._away = self._probing = False
 
-    def failed(self, *, retry_after: float | None = None) -> None:
+    def failed(self, mark: int, *, retry_after: float | None = None) -> None:
         """Note that there was no answer; ``retry_after`` is how long the server wants to rest.
 
         In seconds; None if it did not say so. A server that says so rests at once.
         """
         wish = None if retry_after is None else min(retry_after, _LONGEST_WISH)
-        if self.resting:
-            # Asked before the pause: it says nothing new, or a hundred questions that hang
-            # together would count as a hundred pauses. A wish is heard at any time.
-            if wish is not None:
+        if mark != self._pauses:
+            if wish is not None:  # heard at any time
                 self._rests_until = max(self._rests_until, self._clock() + wish)
             return
         self._probing = False
@@ -79,6 +84,7 @@ class Backoff:
         if wish is None and self._failures < _TOLERATED:
             return
         self._away = True
+        self._pauses += 1
         doublings = min(max(0, self._failures - _TOLERATED), 10)  # 2**10 is beyond the longest
         pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**doublings) * (0.5 + self._rng() / 2)
         self._rests_until = self._clock() + max(pause, wish or 0)

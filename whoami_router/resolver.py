@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,9 +16,14 @@ from whoami_router.whoami import Caller, Owner, TokenUnanswerable, WhoamiUnavail
 
 logger = logging.getLogger(__name__)
 
-# An answer is refreshed in the last quarter of its time, if it is in use: clients that wait for
-# news ask about every 30 s, so with --cache-ttl from two minutes on none of them is missed.
-_REFRESHED_IN_THE_LAST = 0.25
+# An answer in use is refreshed in the last part of its time: from between a quarter and a
+# sixteenth of it on. Clients that wait for news ask about every 30 s, so with --cache-ttl from
+# eight minutes on none is missed; and tokens that were all new at once, after a restart, are not
+# all asked about at once again.
+_REFRESHED_EARLIEST, _REFRESHED_LATEST = 1 / 4, 1 / 16
+
+# Refreshes leave this share of the lookups to tokens that nobody knows yet.
+_KEPT_FOR_NEW_TOKENS = 3 / 4
 
 # Seconds between two lines about lookups that were shed.
 _SHED_LOG_INTERVAL = 60
@@ -110,10 +116,10 @@ class Resolver:
     ) -> None:
         self._lookup = lookup
         self._cache_ttl = cache_ttl
-        self._refresh_before = cache_ttl * _REFRESHED_IN_THE_LAST
         self._stale_ttl = stale_ttl
         self._rejected_ttl = rejected_ttl
         self._max_lookups = max_lookups
+        self._max_for_refreshes = max_lookups - int(max_lookups * _KEPT_FOR_NEW_TOKENS)
         self._decode_native_tokens = decode_native_tokens
         self._clock = clock
         # Not caches that drop what has expired: the least recently used goes first anyway, and
@@ -121,8 +127,10 @@ class Resolver:
         self._answers: LRUCache[bytes, _Answer] = LRUCache(cache_size)
         self._refusals: LRUCache[bytes, _Refusal] = LRUCache(rejected_size)
         self._in_flight: dict[bytes, asyncio.Task[Resolution]] = {}
-        self._shed = 0
-        self._shed_logged_at: float | None = None
+        self.shed = 0
+        """How many requests were routed by their fallback for lack of room."""
+        self._shed_logged = 0
+        self._shed_logged_at = -math.inf
 
     async def resolve(
         self, token: bytes | None, caller: Caller, uri: bytes | None = None
@@ -154,56 +162,54 @@ class Resolver:
         See "Identity assertion" in the Matrix application service API.
         """
         user_id = tokens.asserted_user_id(uri)
-        try:
-            asserted = None if user_id is None else identifiers.from_user_id(user_id)
-        except ValueError:
-            asserted = None  # nobody's; Synapse will say so
-        if user_id is None or asserted is None:
+        if user_id is None:
             return service
+        try:
+            identifiers.from_user_id(user_id)
+        except ValueError:
+            return service  # nobody's; Synapse will say so
         key = tokens.fingerprint(question.key + user_id.encode())
         user = await self._resolve(replace(question, key=key, user_id=user_id))
-        if user.source not in (Source.CACHE, Source.WHOAMI, Source.STALE):
-            return service  # the service may not act for this user, or nobody can be asked
-        if asserted != user.identifier == service.identifier:
-            self._note_ordinary(question.key)
-        return user
-
-    def _note_ordinary(self, key: bytes) -> None:
-        # No application service's: Synapse ignored the user_id. An administrator's "login as"
-        # token has no device either, and must not cost a lookup for each user_id there is.
-        answer = self._answers.get(key)
-        if answer is not None:
-            self._answers[key] = replace(answer, acts_for_others=False)
+        if user.source in (Source.CACHE, Source.WHOAMI, Source.STALE):
+            return user
+        return service  # it may not act for this user, or nobody can be asked
 
     async def _resolve(self, question: _Question) -> Resolution:
         """Return the answer that is remembered, or ask for one."""
         now = self._clock()
         answer = self._answers.get(question.key)
         if answer is not None and now < answer.fresh_until:
-            if now > answer.fresh_until - self._refresh_before:
-                self._refresh(question, now)
+            if answer.fresh_until - now < self._cache_ttl * _REFRESHED_EARLIEST:
+                self._refresh(question, answer, now)
             return Resolution(answer.identifier, Source.CACHE)
         refusal = self._refusal(question, now)
         if refusal is not None:
             return _REJECTED if refusal.rejected else self._fallback(question)
         if not tokens.is_askable(question.token):
             return self._fallback(question)
-        lookup = self._start_lookup(question)
+        lookup = self._start_lookup(question, at_most=self._max_lookups)
         if lookup is None:
             self._note_shed()
             return self._fallback(question)
         # Through a shield: the first caller may go away while others wait for the same answer.
         return await asyncio.shield(lookup)
 
-    def _refresh(self, question: _Question, now: float) -> None:
+    def _refresh(self, question: _Question, answer: _Answer, now: float) -> None:
         """Ask in the background, so that the requests to come need not wait."""
+        # By the fingerprint: each token always at the same point, all of them spread evenly.
+        share = question.key[0] / 255
+        from_ = _REFRESHED_LATEST + (_REFRESHED_EARLIEST - _REFRESHED_LATEST) * share
+        if answer.fresh_until - now > self._cache_ttl * from_:
+            return
         if self._refusal(question, now) is None:  # or each request would break Synapse again
-            self._start_lookup(question)
+            self._start_lookup(question, at_most=self._max_for_refreshes)
 
-    def _start_lookup(self, question: _Question) -> asyncio.Task[Resolution] | None:
-        """Return the lookup for this token that is running or can be started."""
+    def _start_lookup(
+        self, question: _Question, *, at_most: int
+    ) -> asyncio.Task[Resolution] | None:
+        """Return the lookup for this token that is running, or a new one if there is room."""
         lookup = self._in_flight.get(question.key)
-        if lookup is None and len(self._in_flight) < self._max_lookups:
+        if lookup is None and len(self._in_flight) < at_most:
             # A task of its own, whatever becomes of its callers.
             lookup = asyncio.create_task(self._look_up(question))
             self._in_flight[question.key] = lookup
@@ -232,10 +238,21 @@ class Resolver:
             self._answers.pop(question.key, None)
             self._note_refusal(question, rejected=True)
             return _REJECTED
+        if question.user_id not in (None, owner.user_id):
+            self._note_ordinary(question.token)
+            return Resolution(identifier, Source.WHOAMI)
         self._answers[question.key] = _Answer(
             identifier, self._clock() + self._cache_ttl, acts_for_others=not owner.has_device
         )
         return Resolution(identifier, Source.WHOAMI)
+
+    def _note_ordinary(self, token: bytes) -> None:
+        # No application service's: Synapse ignored the user_id. An administrator's "login as"
+        # token has no device either, and must not cost a lookup for each user_id there is.
+        key = tokens.fingerprint(token)
+        answer = self._answers.get(key)
+        if answer is not None:
+            self._answers[key] = replace(answer, acts_for_others=False)
 
     def _refusal(self, question: _Question, now: float) -> _Refusal | None:
         """Return what is remembered of a token that was refused not long ago."""
@@ -255,16 +272,16 @@ class Resolver:
         )
 
     def _note_shed(self) -> None:
-        self._shed += 1
+        self.shed += 1
         now = self._clock()
-        if self._shed_logged_at is None or now >= self._shed_logged_at + _SHED_LOG_INTERVAL:
+        if now >= self._shed_logged_at + _SHED_LOG_INTERVAL:
             logger.warning(
                 "More than %d lookups at once (--max-lookups): %d requests were routed by their "
                 "fallback",
                 self._max_lookups,
-                self._shed,
+                self.shed - self._shed_logged,
             )
-            self._shed, self._shed_logged_at = 0, now
+            self._shed_logged, self._shed_logged_at = self.shed, now
 
 
 def _decode(token: bytes) -> Resolution | None:

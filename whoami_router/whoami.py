@@ -39,8 +39,11 @@ _AWAY = (
     HTTPStatus.GATEWAY_TIMEOUT,
 )
 
-# For so many seconds it counts whether Synapse has answered without a token.
-_CHECK_SECONDS = 1.0
+# For so many seconds it counts whether Synapse was well.
+_WELL_SECONDS = 1.0
+
+# So much of a header of the client's is passed on. Twisted hangs up beyond 16 KiB a line.
+_LONGEST_PASSED_ON = 1024
 
 TransportFactory = Callable[[str], httpx.AsyncBaseTransport]
 """Makes the transport for one ``http://host:port`` or ``unix:/path``."""
@@ -57,8 +60,8 @@ class WhoamiUnavailable(Exception):  # noqa: N818  (the name says the consequenc
         self.retry_after = retry_after
 
 
-class _ErrorStatus(WhoamiUnavailable):
-    """An error that may be about this token only."""
+class _Failed(WhoamiUnavailable):
+    """Synapse was reached and failed to answer, which may be due to what it was asked."""
 
 
 class TokenUnanswerable(WhoamiUnavailable):
@@ -114,12 +117,15 @@ class Whoami:
         say, at once while every URL is left alone; TokenUnanswerable if that is the token's
         fault.
         """
-        headers = {b"authorization": b"Bearer " + token, b"user-agent": caller.user_agent or b""}
+        headers = {
+            b"authorization": b"Bearer " + token,
+            b"user-agent": _passed_on(caller.user_agent or b""),
+        }
         if caller.forwarded_for is not None:
-            headers[b"x-forwarded-for"] = caller.forwarded_for
+            headers[b"x-forwarded-for"] = _passed_on(caller.forwarded_for)
             # Synapse warns in its log about each request that has the one without the other.
             headers[b"x-forwarded-proto"] = b"https"
-        question = _Question(headers, {} if user_id is None else {"user_id": user_id})
+        request = _Request(headers, {} if user_id is None else {"user_id": user_id})
         unavailable = WhoamiUnavailable
         failures = []
         present = []
@@ -130,13 +136,13 @@ class Whoami:
             failures.append(server.reason)
             if server.backoff.start_probe():
                 # Nobody waits for it: one that hangs would cost its caller the whole timeout.
-                probe = asyncio.create_task(self._probe(server, question))
+                probe = asyncio.create_task(self._probe(server, request))
                 self._probes.add(probe)
                 probe.add_done_callback(self._probes.discard)
         for server in present:
             try:
                 # An equal share for each, or a first one that hangs would leave the others none.
-                return await server.ask(question, timeout=self._timeout / len(present))
+                return await server.ask(request, timeout=self._timeout / len(present))
             except TokenUnanswerable as exc:
                 unavailable = TokenUnanswerable
                 failures.append(str(exc))
@@ -144,9 +150,9 @@ class Whoami:
                 failures.append(str(exc))
         raise unavailable("; ".join(failures))
 
-    async def _probe(self, server: "_Server", question: "_Question") -> None:
+    async def _probe(self, server: "_Server", request: "_Request") -> None:
         with suppress(WhoamiUnavailable):  # the server has noted it
-            await server.ask(question, timeout=self._timeout)
+            await server.ask(request, timeout=self._timeout)
 
     async def check(self) -> None:
         """Return if Synapse can be asked: without a token, it has to say that there is none.
@@ -176,7 +182,7 @@ class Whoami:
 
 
 @dataclass(frozen=True, slots=True, repr=False)  # the headers hold a token
-class _Question:
+class _Request:
     headers: Mapping[bytes, bytes]
     params: Mapping[str, str]
 
@@ -191,71 +197,77 @@ class _Server:
         self.reason = ""
         self._url = url
         self._clock = clock
-        self._checking = asyncio.Lock()
-        self._checked_until = -math.inf
-        self._answers_checks = False
+        self._closed = False
+        self._well = False
+        self._well_until = -math.inf
+        self._finding_out = asyncio.Lock()
         self._client = httpx.AsyncClient(
             base_url="http://localhost" if url.startswith("unix:") else url,
             transport=transport,
             # Compression is not asked for: no small answer can unpack into a large one.
             headers={"user-agent": "whoami-router", "accept-encoding": "identity"},
-            timeout=None,  # noqa: S113  (get has one for the whole question)
+            timeout=None,  # noqa: S113  (_in_time is one for the whole request)
             # A cookie set in answer to one user's token must not travel with another's.
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         )
 
-    async def ask(self, question: _Question, *, timeout: float) -> Owner | None:  # noqa: ASYNC109
+    async def ask(self, request: _Request, *, timeout: float) -> Owner | None:  # noqa: ASYNC109
         """Return whom Synapse names, and note whether it did; raises WhoamiUnavailable."""
+        mark = self.backoff.mark
         try:
             async with self._in_time(timeout):
                 try:
-                    owner = await self._get(question)
-                except _ErrorStatus as exc:
-                    if await self._answers_without_token():
+                    owner = await self._get(request)
+                except _Failed as exc:
+                    if await self._is_well():
                         raise TokenUnanswerable(str(exc)) from exc
                     raise
         except TokenUnanswerable:
-            self._note_answer()
+            self._note_answer(mark)
             raise
         except WhoamiUnavailable as exc:
-            self._note_failure(exc)
+            self._note_failure(mark, exc)
             raise
-        self._note_answer()
+        self._note_answer(mark)
         return owner
 
     async def check(self, *, timeout: float) -> None:  # noqa: ASYNC109
         """Return if Synapse says that there is no token; raises WhoamiUnavailable if not."""
         async with self._in_time(timeout):
-            await self._get(_Question({}, {}))
+            await self._get(_Request({}, {}))
 
-    async def _answers_without_token(self) -> bool:
-        """Return whether an error was about the token that was asked about, not about all.
+    async def _is_well(self) -> bool:
+        """Return whether a failure was about what was asked, and not about all.
 
-        Some tokens make Synapse answer 500 (1.163 does to ``MDAx``). Were that a sign that it is
-        away, whoever sends such tokens could keep everybody from being looked up.
+        Some tokens make Synapse answer 500 (1.163 does to ``MDAx``), and it hangs up on headers
+        that are too long. Were that a sign that it is away, whoever sends such requests could
+        keep everybody from being looked up. A Synapse that is well says of a request without a
+        token that there is none.
         """
-        async with self._checking:
+        async with self._finding_out:
             now = self._clock()
-            if now >= self._checked_until:
+            if now >= self._well_until:
                 try:
-                    await self._get(_Question({}, {}))
+                    await self._get(_Request({}, {}))
                 except WhoamiUnavailable:
-                    self._answers_checks = False
+                    self._well = False
                 else:
-                    self._answers_checks = True
-                self._checked_until = now + _CHECK_SECONDS
-            return self._answers_checks
+                    self._well = True
+                self._well_until = now + _WELL_SECONDS
+            return self._well
 
-    def _note_answer(self) -> None:
+    def _note_answer(self, mark: int) -> None:
         was_away = self.backoff.away
-        self.backoff.succeeded()
+        self.backoff.succeeded(mark)
         if was_away and not self.backoff.away:
             logger.info("Synapse can be asked again: %s", self._url)
 
-    def _note_failure(self, exc: WhoamiUnavailable) -> None:
+    def _note_failure(self, mark: int, exc: WhoamiUnavailable) -> None:
+        if self._closed:
+            return  # by ourselves
         was_away = self.backoff.away
         self.reason = str(exc)
-        self.backoff.failed(retry_after=exc.retry_after)
+        self.backoff.failed(mark, retry_after=exc.retry_after)
         if self.backoff.away and not was_away:
             logger.warning("Synapse cannot be asked, and is left alone for a while: %s", exc)
 
@@ -267,23 +279,25 @@ class _Server:
         except TimeoutError as exc:
             raise WhoamiUnavailable(f"{self._url} did not answer in time") from exc
 
-    async def _get(self, question: _Question) -> Owner | None:
+    async def _get(self, request: _Request) -> Owner | None:
         try:
             async with self._client.stream(
-                "GET", _PATH, headers=question.headers, params=question.params
+                "GET", _PATH, headers=request.headers, params=request.params
             ) as response:
                 return _owner(response, await _body(response))
         except WhoamiUnavailable as exc:
             raise type(exc)(f"{self._url} {exc}", retry_after=exc.retry_after) from exc
-        # Whatever it is: httpx-aiohttp lets some of aiohttp's own errors through, header values
-        # with control characters end in a ValueError, and a probe has to report in any case.
+        # Whatever it is: httpx-aiohttp lets some of aiohttp's own errors through, and a probe has
+        # to report in any case.
         except Exception as exc:  # noqa: BLE001
-            reason = f"{self._url} failed to answer ({_describe(exc)})"
+            reason, reached = _describe(exc)
         # Out here, without a cause: what aiohttp raises holds the request, and with it the token.
-        raise WhoamiUnavailable(reason)
+        kind = _Failed if reached else WhoamiUnavailable
+        raise kind(f"{self._url} failed to answer ({reason})")
 
     async def aclose(self) -> None:
         """Close every connection."""
+        self._closed = True
         await self._client.aclose()
 
 
@@ -292,7 +306,7 @@ async def _body(response: httpx.Response) -> bytes:
     async for chunk in response.aiter_raw():
         body += chunk
         if len(body) > _LONGEST_ANSWER:
-            raise WhoamiUnavailable(f"answered more than {_LONGEST_ANSWER} bytes")
+            raise _Failed(f"answered more than {_LONGEST_ANSWER} bytes")
     return body
 
 
@@ -303,14 +317,14 @@ def _owner(response: httpx.Response, body: bytes) -> Owner | None:
     if response.status_code in _AWAY:
         raise WhoamiUnavailable(reason, retry_after=_retry_after(response))
     if response.status_code != HTTPStatus.OK:
-        raise _ErrorStatus(reason)
+        raise _Failed(reason)
     try:
         answer = json.loads(body)
         user_id = answer["user_id"]
     except (ValueError, TypeError, KeyError, RecursionError) as exc:
-        raise WhoamiUnavailable("answered without a user_id") from exc
+        raise _Failed("answered without a user_id") from exc
     if not isinstance(user_id, str):
-        raise WhoamiUnavailable("answered with a user_id that is no text")
+        raise _Failed("answered with a user_id that is no text")
     return Owner(user_id, has_device=answer.get("device_id") is not None)
 
 
@@ -329,14 +343,21 @@ def _retry_after(response: httpx.Response) -> float | None:
         return 0.0 if response.status_code == HTTPStatus.TOO_MANY_REQUESTS else None
 
 
-def _describe(exc: Exception) -> str:
+def _passed_on(value: bytes) -> bytes:
+    """Return as much of a client's header as Synapse will take, whatever the client sent."""
+    text = value[:_LONGEST_PASSED_ON].decode(errors="ignore")
+    return "".join(filter(str.isprintable, text)).encode()
+
+
+def _describe(exc: Exception) -> tuple[str, bool]:
+    """Return what went wrong, and whether Synapse was reached before."""
     # httpx-aiohttp calls a refused connection a ConnectTimeout; its cause says what happened.
     cause = exc.__cause__ or exc
     if isinstance(cause, aiohttp.ClientConnectorError):
         number = cause.os_error.errno or 0
         # A name that cannot be resolved has a number of its own, below zero.
-        return os.strerror(number) if number > 0 else str(cause.os_error.strerror)
-    return type(cause).__name__  # and not its text, which may quote what Synapse sent
+        return (os.strerror(number) if number > 0 else str(cause.os_error.strerror)), False
+    return type(cause).__name__, True  # and not its text, which may quote what Synapse sent
 
 
 def _pooled_transport(url: str) -> httpx.AsyncBaseTransport:

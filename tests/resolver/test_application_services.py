@@ -88,7 +88,9 @@ async def test_token_without_a_device_costs_one_lookup_more_and_not_one_for_each
     lookup.without_device.add(b"a")
     for number in range(50):
         assert (await resolve(resolver, f"@user{number}:h", b"a")).identifier == "alice"
+        assert (await resolve(resolver, f"@alice:h{number}", b"a")).identifier == "alice"
     assert len(lookup.asked) == 2
+    assert len(resolver._answers) == 1
 
 
 async def test_rejected_and_unknown_tokens_ignore_user_id(resolver, lookup):

@@ -29,40 +29,53 @@ async def test_answer_is_asked_for_again_after_its_ttl(resolver, clock):
     assert await source(resolver) == Source.WHOAMI
 
 
-async def test_least_recently_used_token_is_forgotten_first(resolver):
-    for token in (b"a", b"b", b"a", b"c"):
-        await resolver.resolve(token, CALLER)
-    assert await source(resolver, b"a") == Source.CACHE
-    assert await source(resolver, b"b") == Source.WHOAMI
-
-
 async def test_busy_token_never_waits_again(resolver, lookup, clock):
     await resolver.resolve(b"a", CALLER)
-    for _ in range(100):
-        clock.now += 10
+    for _ in range(1000):
+        clock.now += 1
         assert await resolver.resolve(b"a", CALLER) == CACHED
         await settle()
-    # A lookup in the last quarter of each minute.
-    assert len(lookup.asked) == 1 + 1000 // 50
+    # In each minute one lookup, in its last quarter.
+    assert 1000 / 60 <= len(lookup.asked) <= 1 + 1000 / 45
+
+
+async def test_tokens_that_were_new_at_once_are_refreshed_one_after_the_other(
+    make_resolver, lookup, clock
+):
+    resolver = make_resolver(cache_size=1000)
+    lookup.owners |= {b"t%d" % number: "@alice:h" for number in range(400)}
+    for token in lookup.owners:
+        await resolver.resolve(token, CALLER)
+    clock.now += 45
+    refreshed = []
+    while len(refreshed) < 12:
+        asked = len(lookup.asked)
+        clock.now += 1
+        for token in lookup.owners:
+            assert await resolver.resolve(token, CALLER) == CACHED
+            await settle()
+        refreshed.append(len(lookup.asked) - asked)
+    assert sum(refreshed) == len(lookup.owners)
+    assert max(refreshed) < len(lookup.owners) / 5
 
 
 async def test_refresh_that_hangs_holds_nobody_up_and_is_the_only_one(resolver, lookup, clock):
     await resolver.resolve(b"a", CALLER)
     lookup.gate.clear()
-    clock.now += 50
+    clock.now += 58
     for _ in range(20):
         assert await resolver.resolve(b"a", CALLER) == CACHED
         await settle()
     assert len(lookup.asked) == 2
     lookup.gate.set()
     await settle()
-    clock.now += 40  # beyond the first answer's time, not the second's
+    clock.now += 30  # beyond the first answer's time, not the second's
     assert await resolver.resolve(b"a", CALLER) == CACHED
 
 
 async def test_refresh_is_asked_for_in_the_name_of_whom_it_serves(resolver, lookup, clock):
     await resolver.resolve(b"a", Caller(b"192.0.2.1", b"Element/1"))
-    clock.now += 50
+    clock.now += 58
     await resolver.resolve(b"a", Caller(b"192.0.2.2", b"Element/2"))
     await settle()
     assert lookup.asked[-1] == (b"a", Caller(b"192.0.2.2", b"Element/2"))
@@ -80,7 +93,7 @@ async def test_answer_that_is_not_in_use_is_not_refreshed(resolver, lookup, cloc
 async def test_refresh_that_learns_of_a_rejection_is_believed(resolver, lookup, clock):
     await resolver.resolve(b"a", CALLER)
     del lookup.owners[b"a"]
-    clock.now += 50
+    clock.now += 58
     assert await resolver.resolve(b"a", CALLER) == CACHED
     await settle()
     assert await resolver.resolve(b"a", CALLER) == REJECTED
@@ -92,7 +105,7 @@ async def test_refresh_that_learns_of_a_rejection_is_believed(resolver, lookup, 
 async def test_refresh_that_breaks_synapse_is_not_tried_with_each_request(resolver, lookup, clock):
     await resolver.resolve(b"a", CALLER)
     lookup.failure = TokenUnanswerable("500")
-    clock.now += 50
+    clock.now += 58
     for _ in range(10):
         assert await resolver.resolve(b"a", CALLER) == CACHED
         await settle()
@@ -102,7 +115,7 @@ async def test_refresh_that_breaks_synapse_is_not_tried_with_each_request(resolv
 async def test_refresh_that_fails_changes_nothing(resolver, lookup, clock):
     await resolver.resolve(b"a", CALLER)
     lookup.failure = WhoamiUnavailable("away")
-    clock.now += 50
+    clock.now += 58
     assert await resolver.resolve(b"a", CALLER) == CACHED
     await settle()
     assert await resolver.resolve(b"a", CALLER) == CACHED

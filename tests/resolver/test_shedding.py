@@ -90,7 +90,7 @@ async def test_stale_answer_comes_before_the_other_fallbacks(make_resolver, look
 async def test_refresh_finds_no_room_and_nobody_notices(make_resolver, lookup, clock, caplog):
     resolver = make_resolver(max_lookups=1)
     await resolver.resolve(b"a", CALLER)
-    clock.now += 50
+    clock.now += 58
     lookup.gate.clear()
     other = asyncio.create_task(resolver.resolve(b"b", CALLER))
     await settle()
@@ -99,6 +99,24 @@ async def test_refresh_finds_no_room_and_nobody_notices(make_resolver, lookup, c
     assert caplog.records == []
     lookup.gate.set()
     await other
+
+
+async def test_refreshes_leave_room_for_new_tokens(make_resolver, lookup, clock):
+    resolver = make_resolver(max_lookups=8, cache_size=100)
+    known = [b"t%d" % number for number in range(20)]
+    lookup.owners |= dict.fromkeys(known, "@alice:h")
+    for token in known:
+        await resolver.resolve(token, CALLER)
+    clock.now += 58
+    lookup.gate.clear()
+    for token in known:
+        assert (await resolver.resolve(token, CALLER)).source == Source.CACHE
+    await settle()
+    assert lookup.running == 2
+    new = asyncio.create_task(resolver.resolve(b"c", CALLER))
+    await settle()
+    lookup.gate.set()
+    assert await new == Resolution("carol", Source.WHOAMI)
 
 
 @pytest.mark.usefixtures("busy")
@@ -110,4 +128,5 @@ async def test_shedding_is_a_line_a_minute_with_the_number(resolver, clock, capl
         clock.now += 60
     counts = [record.args for record in caplog.records]
     assert counts == [(2, 1), (2, 100), (2, 100)]
+    assert resolver.shed == 300
     assert "--max-lookups" in caplog.text
