@@ -61,7 +61,7 @@ class WhoamiUnavailable(Exception):  # noqa: N818  (the name says the consequenc
 
 
 class _Failed(WhoamiUnavailable):
-    """Synapse was reached and failed to answer, which may be due to what it was asked."""
+    """There was no proper answer, which may be due to what was asked."""
 
 
 class TokenUnanswerable(WhoamiUnavailable):
@@ -290,10 +290,9 @@ class _Server:
         # Whatever it is: httpx-aiohttp lets some of aiohttp's own errors through, and a probe has
         # to report in any case.
         except Exception as exc:  # noqa: BLE001
-            reason, reached = _describe(exc)
+            reason = _describe(exc)
         # Out here, without a cause: what aiohttp raises holds the request, and with it the token.
-        kind = _Failed if reached else WhoamiUnavailable
-        raise kind(f"{self._url} failed to answer ({reason})")
+        raise _Failed(f"{self._url} failed to answer ({reason})")
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -349,15 +348,14 @@ def _passed_on(value: bytes) -> bytes:
     return "".join(filter(str.isprintable, text)).encode()
 
 
-def _describe(exc: Exception) -> tuple[str, bool]:
-    """Return what went wrong, and whether Synapse was reached before."""
+def _describe(exc: Exception) -> str:
     # httpx-aiohttp calls a refused connection a ConnectTimeout; its cause says what happened.
     cause = exc.__cause__ or exc
     if isinstance(cause, aiohttp.ClientConnectorError):
         number = cause.os_error.errno or 0
         # A name that cannot be resolved has a number of its own, below zero.
-        return (os.strerror(number) if number > 0 else str(cause.os_error.strerror)), False
-    return type(cause).__name__, True  # and not its text, which may quote what Synapse sent
+        return os.strerror(number) if number > 0 else str(cause.os_error.strerror)
+    return type(cause).__name__  # and not its text, which may quote what Synapse sent
 
 
 def _pooled_transport(url: str) -> httpx.AsyncBaseTransport:

@@ -43,7 +43,7 @@ async def test_tokens_that_were_new_at_once_are_refreshed_one_after_the_other(
     make_resolver, lookup, clock
 ):
     resolver = make_resolver(cache_size=1000)
-    lookup.owners |= {b"t%d" % number: "@alice:h" for number in range(400)}
+    lookup.owners = {b"t%d" % number: "@alice:h" for number in range(400)}
     for token in lookup.owners:
         await resolver.resolve(token, CALLER)
     clock.now += 45
