@@ -21,6 +21,8 @@ WHOAMI = "/_matrix/client/v3/account/whoami"
 class FakeSynapse:
     """An ASGI application; ``requests`` holds what it was asked, oldest first.
 
+    ``most_in_flight`` is how many of them there were at one time.
+
     ``owners`` maps tokens to user IDs. ``services`` maps the tokens of application services to
     the users they may act for, the service's own first. ``breaking`` are tokens that it fails
     over. ``answer`` replaces every answer, ``held`` holds it back.
@@ -31,20 +33,27 @@ class FakeSynapse:
     services: dict[str, list[str]] = field(default_factory=dict)
     breaking: set[str] = field(default_factory=set)
     requests: list[Request] = field(default_factory=list)
+    most_in_flight: int = 0
     answer: Response | None = None
     held: bool = False
 
     def __post_init__(self) -> None:
+        self._in_flight = 0
         self.app = Starlette(
             routes=[Route(WHOAMI, self._whoami), Route("/{path:path}", _Anything(self))]
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            self.requests.append(Request(scope))
+        assert scope["type"] == "http"
+        self.requests.append(Request(scope))
+        self._in_flight += 1
+        self.most_in_flight = max(self._in_flight, self.most_in_flight)
+        try:
             while self.held:  # noqa: ASYNC110  (set by another thread, for which no Event is safe)
                 await asyncio.sleep(0.01)
-        await (self.answer or self.app)(scope, receive, send)
+            await (self.answer or self.app)(scope, receive, send)
+        finally:
+            self._in_flight -= 1
 
     async def _whoami(self, request: Request) -> Response:
         token = request.headers.get("authorization", "").removeprefix("Bearer ")

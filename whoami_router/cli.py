@@ -185,7 +185,7 @@ def _run(settings: Settings, listener: Listener) -> None:
     """Serve until a signal ends the program; raise CannotListen if clients are locked out."""
     _Server(uvicorn_config(settings), listener).run(sockets=[listener.socket])
     if not listener.reachable():
-        raise CannotListen("the socket was removed while in use; start the service again")
+        raise CannotListen("the socket was removed or replaced in use; start the service again")
 
 
 def _exit(*_: object) -> NoReturn:

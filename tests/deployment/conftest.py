@@ -2,6 +2,7 @@ import secrets
 
 import pytest
 
+from tests.deployment.disclosure import disclosed
 from tests.stack.deployment import deployed
 from tests.stack.matrix import Matrix
 from tests.stack.process import wait_until
@@ -11,9 +12,11 @@ HEADERS = ("content-type", "content-length", "www-authenticate", "cache-control"
 
 
 @pytest.fixture(scope="session")
-def deployment():
+def deployment(tmp_path_factory):
+    """The deployment; in the end none of the tokens of all tests may stand in a log."""
     with deployed() as running:
         yield running
+        assert disclosed([running.directory, tmp_path_factory.getbasetemp()]) == {}
 
 
 @pytest.fixture

@@ -5,14 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from tests.deployment.load import SOAK, Requests
+from tests.deployment.load import Requests
+from tests.soak import SOAK
 
 FIGURES = Path(
     os.environ.get("WHOAMI_ROUTER_FAULT_FIGURES", Path(__file__).parents[2] / "build" / "faults.md")
 )
 
 _NOT_DELAYED = "no failed request, no delay but the first lookups'"
-_KNOWN_WITHIN = "no failed request, 99% of known users' within 3 s"
+_KNOWN_WITHIN = "no failed request, 99% of known users' within 2 s"
 
 ALLOWED: Mapping[str, str] = MappingProxyType(
     {

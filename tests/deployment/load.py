@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import os
 import threading
 import time
 from collections import defaultdict
@@ -12,16 +11,8 @@ from typing import Self
 
 import aiohttp
 
+from tests.soak import SOAK
 from tests.stack.matrix import Device
-
-SOAK = float(os.environ.get("WHOAMI_ROUTER_SOAK", "1"))
-"""By how much longer than usual a load lasts, to find what is rare."""
-
-
-def times(count: int) -> int:
-    """Return how often to do what is usually done so many times."""
-    return max(1, round(count * SOAK))
-
 
 _SYNC = "/_matrix/client/v3/sync"
 _SLIDING_SYNC = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"

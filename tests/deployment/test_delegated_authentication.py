@@ -4,6 +4,7 @@ import secrets
 
 import pytest
 
+from tests.deployment.disclosure import disclosed
 from tests.fake_synapse import served
 from tests.stack.deployment import deployed
 from tests.stack.introspection import AuthenticationService
@@ -21,6 +22,7 @@ def deployment(service):
     """A deployment of its own, in place of the one that all other tests share."""
     with served(service) as address, deployed(settings=service.settings(address)) as running:
         yield running
+        assert disclosed([running.directory]) == {}
 
 
 @pytest.fixture

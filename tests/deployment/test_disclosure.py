@@ -11,6 +11,7 @@ from urllib.parse import quote
 import pytest
 from starlette.responses import Response
 
+from tests.deployment.disclosure import disclosed
 from tests.fake_synapse import FakeSynapse, served
 from tests.stack.matrix import INCREMENTAL_SYNCS, INITIAL_SYNCS, Device, Matrix
 from tests.stack.nginx import ACCESS_LOG, DEBUG_HEADERS, Nginx
@@ -162,3 +163,12 @@ def test_no_token_is_in_a_file_or_a_response_header(deployment, matrix, devices,
             assert spelling not in text, path
         for response in responses:
             assert spelling not in str(response.headers.raw)
+
+
+def test_search_of_all_logs_finds_what_there_is_to_find(tmp_path):
+    device = Device("", "", "shown-" + secrets.token_hex())
+    log = tmp_path / "front" / "router.log"
+    log.parent.mkdir()
+    log.write_text(f"GET /sync?access_token={device.token}&since=s1\n")
+    assert disclosed([tmp_path]) == {log: {device.token}}
+    log.unlink()  # or the search at the end of all tests would find it, too

@@ -125,3 +125,16 @@ def test_tokens_that_synapse_stumbles_over_keep_nobody_from_being_resolved(
             assert resolve(router, token)[1] == "fingerprint"
         assert resolve(router, user.token) == (user.localpart, "whoami")
         assert resolve(router, guest.token) == (guest.localpart, "whoami")
+
+
+def test_headers_that_synapse_hangs_up_on_keep_nobody_from_being_resolved(
+    deployment, new_user, tmp_path
+):
+    user, address = new_user(), deployment.main.addresses[1]
+    # What nginx passes on of HTTP/2, and more than Twisted reads of a line.
+    long = {"User-Agent": b"\xff" * 15_000, "X-Forwarded-For": "a" * 15_000}
+    with Router(tmp_path, address) as router:
+        for number in range(9):
+            name = list(long)[number % 2]
+            assert resolve(router, f"unknown-{number}", **{name: long[name]}) == (None, "rejected")
+        assert resolve(router, user.token) == (user.localpart, "whoami")

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tests.clock import Clock
 from tests.fake_synapse import FakeSynapse
+from tests.soak import times
 from tests.test_tokens import NATIVE, names, native, values, with_checksum
 from whoami_router.app import create_app
 from whoami_router.settings import Settings
@@ -285,7 +286,7 @@ def test_every_answer_is_proper_and_the_next_request_is_answered_right(native_to
         await answered_after_all(app, clock)
         assert synapse.improper == []
 
-    @settings(max_examples=250, deadline=None)
+    @settings(max_examples=times(250), deadline=None)
     @given(st.lists(st.tuples(requests, answers, seconds), min_size=1, max_size=8))
     def check(steps):
         asyncio.run(run(steps))

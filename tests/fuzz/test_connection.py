@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fake_synapse import FakeSynapse, served
+from tests.soak import times
 from tests.stack.process import DidNotHappen
 from tests.stack.router import Router
 
@@ -609,7 +610,7 @@ def mutations(draw):
     return [data[start:end] for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True)]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=times(300), deadline=None)
 @given(mutations())
 def test_damaged_requests_get_proper_answers_or_none(router, pieces):
     with Connection(router) as connection:

@@ -1,19 +1,17 @@
 """Memory is bounded, whatever strangers send. Allocations are counted, not guessed from RSS."""
 
 import gc
-import os
 import tracemalloc
 from contextlib import contextmanager
 
 import pytest
 
 from tests.resolver.lookup import CALLER
+from tests.soak import times
 from whoami_router.resolver import Source
 from whoami_router.whoami import Owner
 
 pytestmark = pytest.mark.anyio
-
-FACTOR = float(os.environ.get("WHOAMI_ROUTER_SOAK", "1"))
 
 
 @contextmanager
@@ -54,7 +52,7 @@ async def test_invalid_tokens_take_no_more_than_their_own_small_memory(make_reso
     resolver = make_resolver(lookup=answer, cache_size=20_000, rejected_size=1000)
     await resolver.resolve(b"alice", CALLER)
     with allocations() as allocated:
-        for number in range(int(20_000 * FACTOR)):
+        for number in range(times(20_000)):
             await resolver.resolve(b"invalid-%d" % number, CALLER)
         assert allocated() < 1000 * 600
     assert (await resolver.resolve(b"alice", CALLER)).source == Source.CACHE

@@ -19,6 +19,10 @@ _ADMIN = "/_synapse/admin"
 _SLIDING_SYNC = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
 
 
+TOKENS: set[str] = set()
+"""The token of every device that there was in this process."""
+
+
 @dataclass(frozen=True, slots=True)
 class Device:
     """A device that is logged in, its token, and where in a request it puts the token.
@@ -32,6 +36,10 @@ class Device:
     token: str
     refresh_token: str | None = None
     token_in_query: bool = False
+
+    def __post_init__(self) -> None:
+        TOKENS.add(self.token)
+
     names_user: bool = False
 
     @property

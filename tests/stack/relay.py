@@ -29,7 +29,6 @@ class Fault(Enum):
     NONE = auto()
     REFUSE = auto()
     """Nobody listens, and every connection is closed."""
-    HANG = auto()
     ERROR = auto()
     LIMIT = auto()
     LIMIT_WITH_RETRY_AFTER = auto()
@@ -82,13 +81,11 @@ class Counts:
 class Relay:
     """What the router takes for Synapse; ``target`` is the real one, as an address.
 
-    A context manager; it has a thread of its own. ``fault`` and ``delay``, the seconds by which
-    each answer is late, may be set at any time. Tokens that start with ``rejected_prefix`` are
-    rejected here, as fast as Synapse never could.
+    A context manager; it has a thread of its own. ``fault`` may be set at any time. Tokens that
+    start with ``rejected_prefix`` are rejected here, as fast as Synapse never could.
     """
 
     def __init__(self, target: str, *, rejected_prefix: str | None = None) -> None:
-        self.delay = 0.0
         self.counts = Counts()
         self.in_flight = 0
         self.rejected_prefix = rejected_prefix.encode() if rejected_prefix else None
@@ -131,13 +128,9 @@ class Relay:
 
     async def answer(self, head: bytes, connection: "_Connection") -> None:
         """Do with one request what is to be done at the moment."""
-        if self.delay:
-            await asyncio.sleep(self.delay)
         match self._fault:
             case Fault.NONE | Fault.REFUSE:
                 await connection.pass_on(head, self._target)
-            case Fault.HANG:
-                await asyncio.Event().wait()  # until the router gives up
             case Fault.GARBAGE:
                 connection.write(secrets.token_bytes(200))
             case Fault.HALF:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.deployment.flood import flood
-from tests.deployment.load import SOAK, times
+from tests.soak import SOAK, times
 from tests.stack.process import wait_until
 from tests.stack.relay import Relay
 
@@ -17,8 +17,8 @@ INVALID = "invalid-"
 INVALID_TOKENS = times(100_000)
 NEW_TOKENS = 2_000
 
-# What nginx allows the router in snippets/whoami_router.conf: beyond, a user loses its worker.
-NGINX_WAITS = 3
+# Ten times what it takes here; beyond three seconds nginx would give up and a user lose its worker.
+KNOWN_WITHIN = 2
 
 # As many a second as the two workers can serve that have not seen their users. More of them
 # would not fit into the 50 connections that Synapse lets wait, and nginx would refuse some.
@@ -111,7 +111,7 @@ def test_new_tokens_at_once_are_looked_up_a_few_at_a_time(
     assert counts.most_in_flight == lookups
     assert load.results.failed == []
     assert load.results.sources == {"cache"}
-    assert during.quantile(0.99) < NGINX_WAITS
+    assert during.quantile(0.99) < KNOWN_WITHIN
 
 
 def test_cold_start_fails_no_request(front, new_devices, figures):

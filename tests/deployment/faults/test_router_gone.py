@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deployment.load import SOAK, times
+from tests.soak import SOAK, times
 from tests.stack.process import wait_until
 from tests.stack.router import Router
 

@@ -6,7 +6,8 @@ from itertools import cycle
 
 import pytest
 
-from tests.deployment.load import SOAK
+from tests.deployment.faults.conftest import RATE as RATE_OF_KNOWN
+from tests.soak import SOAK
 from tests.stack.process import wait_until
 from tests.stack.relay import Fault
 
@@ -72,10 +73,31 @@ def test_known_users_notice_nothing_and_new_ones_only_at_first(
     assert counts.requests < new.total / 2
 
 
+@pytest.mark.parametrize("fault", ["Synapse's main process stopped", "whoami answers 500"])
+def test_users_whose_answers_are_old_stay_in_place_and_wait_only_at_first(
+    front, main, known, fault
+):
+    """Every answer expires within a second, so each user would have to be looked up again."""
+    running = front("--whoami-timeout", str(WHOAMI_TIMEOUT), "--cache-ttl", "1")
+    running.learn(known)
+    began = time.monotonic()
+    FAULTS[fault](running, main)
+    with running.load(cycle(known)) as load:
+        wait_until(
+            lambda: load.results.total > 8 * RATE_OF_KNOWN * SOAK, "known users sync", seconds=60
+        )
+    later = load.results.between(began + 2 * WHOAMI_TIMEOUT + 0.5)
+    assert load.results.failed == []
+    assert load.results.sources == {"cache", "stale"}
+    assert load.results.scattered == set()
+    assert later.sources == {"stale"}
+    assert later.slowest < WHOAMI_TIMEOUT
+
+
 def test_synapse_that_is_back_is_asked_again(front, main, known, new_devices, figures):
     running = front("--whoami-timeout", str(WHOAMI_TIMEOUT))
     running.learn(known)
-    seconds = 6 * SOAK
+    seconds = 20 * SOAK  # until the pauses are as long as they get
     new = new_devices(round(10 * (seconds + LONGEST_PAUSE + WHOAMI_TIMEOUT + 5)), users=40)
     with running.load(cycle(known)) as old_load, running.load(new, rate=10) as new_load:
         main.send_signal(signal.SIGSTOP)
