@@ -155,3 +155,23 @@ def test_wish_to_be_forgotten_is_granted_for_five_minutes(backoff, clock):
     fail(backoff, retry_after=1e9)
     clock.now += 300
     assert not backoff.resting
+
+
+def test_wish_from_before_a_pause_is_heard_after_it(backoff, clock):
+    mark = backoff.mark
+    fail(backoff, 3)
+    clock.now += 1
+    assert backoff.start_probe()
+    backoff.succeeded(backoff.mark)
+    backoff.failed(mark, retry_after=60)
+    assert backoff.away
+    clock.now += 60
+    assert backoff.start_probe()
+    backoff.succeeded(backoff.mark)
+    assert not backoff.away
+    assert not backoff.resting
+
+
+def test_pauses_grow_after_a_wish_as_after_failures(backoff, clock):
+    fail(backoff, retry_after=0)
+    assert pauses(backoff, clock, 4) == [1, 2, 4, 8]

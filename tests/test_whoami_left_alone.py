@@ -309,6 +309,63 @@ async def test_concurrent_tokens_that_break_synapse_share_a_check(asking, one):
     assert checks == 1
 
 
+async def test_slow_synapse_is_not_taken_for_one_that_is_away_when_tokens_break_it(asking, one):
+    """The check takes longer than its callers have time left."""
+
+    async def slow(scope, receive, send):
+        await asyncio.sleep(0.3)
+        await one.app(scope, receive, send)
+
+    one.answer, one.breaking = slow, {"evil"}
+    async with asking("one", seconds=0.5) as whoami:
+        for _ in range(3):
+            evil = [whoami.owner(b"evil", Caller()) for _ in range(5)]
+            for result in await asyncio.gather(*evil, return_exceptions=True):
+                assert isinstance(result, WhoamiUnavailable)
+        assert await ask(whoami) == [ALICE]
+
+
+async def test_wish_in_answer_to_the_check_is_heard(asking, one, clock):
+    async def break_and_wish(scope, receive, send):
+        token = any(name == b"authorization" for name, _ in scope["headers"])
+        answer = Response(status_code=500) if token else Response(None, 503, {"retry-after": "60"})
+        await answer(scope, receive, send)
+
+    one.answer = break_and_wish
+    async with asking("one") as whoami:
+        await ask(whoami)
+        one.answer = None
+        clock.now += 59
+        assert await ask(whoami, 10) == [None] * 10
+    assert len(one.requests) == 2
+
+
+async def test_synapse_that_dies_just_after_a_check_is_away(asking, one):
+    async def dead(*_):
+        raise httpx.ConnectError("refused")
+
+    one.breaking = {"evil"}
+    async with asking("one") as whoami:
+        with pytest.raises(TokenUnanswerable):
+            await whoami.owner(b"evil", Caller())
+        one.answer = dead
+        for _ in range(3):
+            with pytest.raises(WhoamiUnavailable) as caught:
+                await whoami.owner(b"a", Caller())
+            assert caught.type is not TokenUnanswerable
+        asked = len(one.requests)
+        await ask(whoami, 10)
+        assert len(one.requests) == asked
+
+
+async def test_url_that_asked_to_be_left_alone_is_not_asked_by_those_on_their_way(asking, one, two):
+    one.held = True
+    two.answer = Response(status_code=429, headers={"retry-after": "300"})
+    async with asking("one", "two", seconds=1) as whoami:
+        await asyncio.gather(*(ask(whoami) for _ in range(20)))
+    assert len(two.requests) == 1
+
+
 async def test_probe_with_a_token_that_breaks_synapse_finds_it_back(asking, one, clock):
     fail(one)
     async with asking("one") as whoami:
@@ -341,7 +398,7 @@ async def test_check_that_hangs_takes_no_longer_than_the_timeout(asking, one):
     one.answer = hang_without_token
     async with asking("one") as whoami, asyncio.timeout(5):
         assert await ask(whoami, 50) == [None] * 50
-    assert requests == 6
+    assert requests == 4
 
 
 async def test_rejections_are_answers(asking, one):

@@ -75,16 +75,16 @@ class Backoff:
         In seconds; None if it did not say so. A server that says so rests at once.
         """
         wish = None if retry_after is None else min(retry_after, _LONGEST_WISH)
-        if mark != self._pauses:
-            if wish is not None:  # heard at any time
-                self._rests_until = max(self._rests_until, self._clock() + wish)
+        if mark == self._pauses:
+            self._failures += 1
+        elif wish is None:  # which is heard at any time
             return
-        self._probing = False
-        self._failures += 1
-        if wish is None and self._failures < _TOLERATED:
+        if wish is None and not self._away and self._failures < _TOLERATED:
             return
-        self._away = True
+        self._failures = max(self._failures, _TOLERATED)
+        self._away, self._probing = True, False
         self._pauses += 1
-        doublings = min(max(0, self._failures - _TOLERATED), 10)  # 2**10 is beyond the longest
+        doublings = min(self._failures - _TOLERATED, 10)  # 2**10 is beyond the longest
         pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**doublings) * (0.5 + self._rng() / 2)
-        self._rests_until = self._clock() + max(pause, wish or 0)
+        end = self._clock() + max(pause, wish or 0)
+        self._rests_until = max(self._rests_until, end)

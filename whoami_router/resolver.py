@@ -241,8 +241,12 @@ class Resolver:
         if question.user_id not in (None, owner.user_id):
             self._note_ordinary(question.token)
             return Resolution(identifier, Source.WHOAMI)
+        before = self._answers.get(question.key)
         self._answers[question.key] = _Answer(
-            identifier, self._clock() + self._cache_ttl, acts_for_others=not owner.has_device
+            identifier,
+            self._clock() + self._cache_ttl,
+            # What is known to be no service's stays so, also when it is refreshed.
+            acts_for_others=not owner.has_device and (before is None or before.acts_for_others),
         )
         return Resolution(identifier, Source.WHOAMI)
 

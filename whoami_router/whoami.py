@@ -61,7 +61,11 @@ class WhoamiUnavailable(Exception):  # noqa: N818  (the name says the consequenc
 
 
 class _Failed(WhoamiUnavailable):
-    """There was no proper answer, which may be due to what was asked."""
+    """The answer is of no use, which may be due to what was asked."""
+
+
+class _NoAnswer(_Failed):
+    """There was none, which may be due to what was asked, too."""
 
 
 class TokenUnanswerable(WhoamiUnavailable):
@@ -106,7 +110,7 @@ class Whoami:
     ) -> None:
         self._timeout = timeout
         make_transport = transport or _pooled_transport
-        self._servers = [_Server(url, make_transport(url), clock) for url in urls]
+        self._servers = [_Server(url, make_transport(url), timeout, clock) for url in urls]
         self._probes: set[asyncio.Task[None]] = set()
 
     async def owner(self, token: bytes, caller: Caller, user_id: str | None = None) -> Owner | None:
@@ -140,6 +144,9 @@ class Whoami:
                 self._probes.add(probe)
                 probe.add_done_callback(self._probes.discard)
         for server in present:
+            if server.backoff.away:  # since a moment ago
+                failures.append(server.reason)
+                continue
             try:
                 # An equal share for each, or a first one that hangs would leave the others none.
                 return await server.ask(request, timeout=self._timeout / len(present))
@@ -191,16 +198,20 @@ class _Server:
     """One URL at which Synapse can be asked, and whether it is worth asking."""
 
     def __init__(
-        self, url: str, transport: httpx.AsyncBaseTransport, clock: Callable[[], float]
+        self,
+        url: str,
+        transport: httpx.AsyncBaseTransport,
+        timeout: float,
+        clock: Callable[[], float],
     ) -> None:
         self.backoff = Backoff(clock=clock)
         self.reason = ""
         self._url = url
         self._clock = clock
         self._closed = False
-        self._well = False
-        self._well_until = -math.inf
-        self._finding_out = asyncio.Lock()
+        self._timeout = timeout
+        self._examination: asyncio.Task[WhoamiUnavailable | None] | None = None
+        self._examined_until = -math.inf
         self._client = httpx.AsyncClient(
             base_url="http://localhost" if url.startswith("unix:") else url,
             transport=transport,
@@ -214,47 +225,77 @@ class _Server:
     async def ask(self, request: _Request, *, timeout: float) -> Owner | None:  # noqa: ASYNC109
         """Return whom Synapse names, and note whether it did; raises WhoamiUnavailable."""
         mark = self.backoff.mark
+        deadline = time.monotonic() + timeout
         try:
             async with self._in_time(timeout):
-                try:
-                    owner = await self._get(request)
-                except _Failed as exc:
-                    if await self._is_well():
-                        raise TokenUnanswerable(str(exc)) from exc
-                    raise
-        except TokenUnanswerable:
-            self._note_answer(mark)
-            raise
+                owner = await self._get(request)
+        except _Failed as exc:
+            failure = exc
         except WhoamiUnavailable as exc:
             self._note_failure(mark, exc)
             raise
-        self._note_answer(mark)
-        return owner
+        else:
+            self._note_answer(mark)
+            return owner
+
+        # Some tokens make Synapse answer 500 (1.163 does to MDAx), and it hangs up on headers
+        # that are too long. Were that a sign that it is away, whoever sends such requests could
+        # keep everybody from being looked up.
+        examination = self._examine(anew=isinstance(failure, _NoAnswer))
+        if not examination.done():
+            # However long that takes, this caller waits no longer than it would have anyway.
+            await asyncio.wait({examination}, timeout=max(0, deadline - time.monotonic()))
+        if not examination.done():
+            examination.add_done_callback(lambda _: self._note_examined(examination, mark, failure))
+            raise failure
+        if self._note_examined(examination, mark, failure):
+            raise TokenUnanswerable(str(failure)) from failure
+        raise failure
 
     async def check(self, *, timeout: float) -> None:  # noqa: ASYNC109
         """Return if Synapse says that there is no token; raises WhoamiUnavailable if not."""
         async with self._in_time(timeout):
             await self._get(_Request({}, {}))
 
-    async def _is_well(self) -> bool:
-        """Return whether a failure was about what was asked, and not about all.
+    def _examine(self, *, anew: bool) -> asyncio.Task[WhoamiUnavailable | None]:
+        """Return whether Synapse is well, shared by all who want to know: None, or why not.
 
-        Some tokens make Synapse answer 500 (1.163 does to ``MDAx``), and it hangs up on headers
-        that are too long. Were that a sign that it is away, whoever sends such requests could
-        keep everybody from being looked up. A Synapse that is well says of a request without a
-        token that there is none.
+        If it is, it says of a request without a token that there is none. What was found counts
+        for a moment, unless it has to be found out ``anew``.
         """
-        async with self._finding_out:
-            now = self._clock()
-            if now >= self._well_until:
-                try:
-                    await self._get(_Request({}, {}))
-                except WhoamiUnavailable:
-                    self._well = False
-                else:
-                    self._well = True
-                self._well_until = now + _WELL_SECONDS
-            return self._well
+
+        async def find_out() -> WhoamiUnavailable | None:
+            found = None
+            try:
+                await self.check(timeout=self._timeout)
+            except WhoamiUnavailable as exc:
+                found = exc
+            self._examined_until = self._clock() + _WELL_SECONDS
+            return found
+
+        last = self._examination
+        if last is not None and not last.done():
+            return last
+        if last is None or anew or self._clock() >= self._examined_until:
+            last = self._examination = asyncio.create_task(find_out())
+        return last
+
+    def _note_examined(
+        self,
+        examination: asyncio.Task[WhoamiUnavailable | None],
+        mark: int,
+        failure: WhoamiUnavailable,
+    ) -> bool:
+        """Note what a failure was due to; return whether to what was asked."""
+        if examination.cancelled():
+            return False  # by ourselves, at the end
+        found = examination.result()
+        if found is None:
+            self._note_answer(mark)
+            return True
+        failure.retry_after = found.retry_after
+        self._note_failure(mark, failure)
+        return False
 
     def _note_answer(self, mark: int) -> None:
         was_away = self.backoff.away
@@ -292,11 +333,13 @@ class _Server:
         except Exception as exc:  # noqa: BLE001
             reason = _describe(exc)
         # Out here, without a cause: what aiohttp raises holds the request, and with it the token.
-        raise _Failed(f"{self._url} failed to answer ({reason})")
+        raise _NoAnswer(f"{self._url} failed to answer ({reason})")
 
     async def aclose(self) -> None:
         """Close every connection."""
         self._closed = True
+        if self._examination is not None:
+            self._examination.cancel()
         await self._client.aclose()
 
 

@@ -93,6 +93,17 @@ async def test_token_without_a_device_costs_one_lookup_more_and_not_one_for_each
     assert len(resolver._answers) == 1
 
 
+async def test_token_that_is_no_services_stays_so_when_it_is_refreshed(resolver, lookup, clock):
+    lookup.without_device.add(b"a")
+    await resolve(resolver, BOB, b"a")
+    for _ in range(3):
+        clock.now += 58
+        for number in range(5):
+            await resolve(resolver, f"@user{number}:h", b"a")
+            await settle()
+    assert len(lookup.asked) == 2 + 3
+
+
 async def test_rejected_and_unknown_tokens_ignore_user_id(resolver, lookup):
     for number in range(5):
         resolution = await resolve(resolver, f"@user{number}:h", b"unknown")
