@@ -325,6 +325,17 @@ async def test_slow_synapse_is_not_taken_for_one_that_is_away_when_tokens_break_
         assert await ask(whoami) == [ALICE]
 
 
+async def test_nobody_waits_for_the_check_beyond_the_timeout(asking, one):
+    async def slow_with_token_and_hung_without(scope, receive, send):
+        token = any(name == b"authorization" for name, _ in scope["headers"])
+        await asyncio.sleep(1.6 if token else 60)
+        await Response(status_code=500)(scope, receive, send)
+
+    one.answer = slow_with_token_and_hung_without
+    async with asking("one", seconds=2) as whoami, asyncio.timeout(3):
+        assert await ask(whoami) == [None]
+
+
 async def test_wish_in_answer_to_the_check_is_heard(asking, one, clock):
     async def break_and_wish(scope, receive, send):
         token = any(name == b"authorization" for name, _ in scope["headers"])

@@ -79,7 +79,7 @@ class Backoff:
             self._failures += 1
         elif wish is None:  # which is heard at any time
             return
-        if wish is None and not self._away and self._failures < _TOLERATED:
+        if wish is None and self._failures < _TOLERATED:
             return
         self._failures = max(self._failures, _TOLERATED)
         self._away, self._probing = True, False
