@@ -81,6 +81,13 @@ async def settle():
         await asyncio.sleep(0)
 
 
+async def probe(whoami, clock):
+    """Let the pause end, and one probe with it."""
+    clock.now += LONGEST_PAUSE
+    await ask(whoami)
+    await happens(lambda: not whoami._probes)
+
+
 async def happens(condition):
     async with asyncio.timeout(5):
         while not condition():  # noqa: ASYNC110  (the condition is nobody's to announce)
@@ -141,13 +148,9 @@ async def test_probe_that_meets_a_defect_is_not_the_last(asking, one, clock):
     async with asking("one") as whoami:
         await ask(whoami, 3)
         one.answer = defective
-        clock.now += LONGEST_PAUSE
-        await ask(whoami)
-        await happens(lambda: not whoami._probes)
+        await probe(whoami, clock)
         one.answer = None
-        clock.now += LONGEST_PAUSE
-        await ask(whoami)
-        await happens(lambda: not whoami._probes)
+        await probe(whoami, clock)
         assert await ask(whoami) == [ALICE]
 
 
@@ -251,9 +254,7 @@ async def test_probe_that_hangs_ends_and_is_followed_by_another(asking, one, clo
             await happens(lambda asked=asked: len(one.requests) == asked + 1)
             await happens(lambda: not whoami._probes)
         one.held = False
-        clock.now += LONGEST_PAUSE
-        await ask(whoami)
-        await happens(lambda: not whoami._probes)
+        await probe(whoami, clock)
         assert await ask(whoami) == [ALICE]
 
 

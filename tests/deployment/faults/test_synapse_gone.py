@@ -101,7 +101,8 @@ def test_synapse_that_is_back_is_asked_again(front, main, known, new_devices, fi
     new = new_devices(round(10 * (seconds + LONGEST_PAUSE + WHOAMI_TIMEOUT + 5)), users=40)
     with running.load(cycle(known)) as old_load, running.load(new, rate=10) as new_load:
         main.send_signal(signal.SIGSTOP)
-        time.sleep(seconds)
+        stopped = time.monotonic()
+        wait_until(lambda: time.monotonic() > stopped + seconds, "long pauses", seconds=2 * seconds)
         assert new_load.results.sources == {"fingerprint"}
         main.send_signal(signal.SIGCONT)
         back = time.monotonic()
