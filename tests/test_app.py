@@ -100,7 +100,8 @@ async def test_no_user_id_breaks_out_of_the_header(client, synapse, user_id, ide
     if identifier is None:
         identifier = "sha256:" + fingerprint(b"a").hex()
     assert answer(response)[0] == identifier
-    assert set(response.headers) == {"x-user-identifier", "x-user-identifier-source"}
+    names = {"x-user-identifier", "x-user-identifier-source", "x-accel-expires"}
+    assert set(response.headers) == names
 
 
 async def test_application_service_acts_for_the_user_in_the_query(client, synapse):
@@ -112,6 +113,39 @@ async def test_application_service_acts_for_the_user_in_the_query(client, synaps
     ]:
         headers = {"authorization": "Bearer as", "x-original-uri": uri}
         assert answer(await client.get("/resolve", headers=headers))[0] == identifier
+
+
+async def test_nginx_may_repeat_only_what_synapse_said(client, synapse, clock):
+    synapse.services["as"] = ["@bridge:h", "@bob:h"]
+
+    async def repeatable(token=None, uri="/sync", source=None):
+        headers = {"x-original-uri": uri}
+        if token is not None:
+            headers["authorization"] = f"Bearer {token}"
+        response = await client.get("/resolve", headers=headers)
+        assert answer(response)[1] == source
+        return response.headers["x-accel-expires"]
+
+    assert await repeatable("a", source="whoami") == "60"
+    assert await repeatable("a", source="cache") == "60"
+    assert await repeatable("as", source="whoami") == "60"
+    assert await repeatable("as", source="cache") == "60"
+    for source in ("whoami", "cache"):
+        assert await repeatable("as", "/sync?user_id=@bob:h", source=source) == "60"
+    # As the service, because it may not act for this one, or there can be no such user.
+    assert await repeatable("as", "/sync?user_id=@stranger:h", source="cache") == "0"
+    assert await repeatable("as", "/sync?user_id=stranger", source="cache") == "0"
+
+    assert await repeatable(source="none") == "0"
+    for _ in range(2):
+        assert await repeatable("unknown", source="rejected") == "0"
+    clock.now += 3500  # soon to be refreshed
+    assert await repeatable("a", source="cache") == "60"
+    synapse.answer = Response(status_code=503)
+    clock.now += 3600
+    assert await repeatable("a", source="stale") == "0"
+    assert await repeatable(NATIVE.decode(), source="token") == "0"
+    assert await repeatable("mct_opaque", source="fingerprint") == "0"
 
 
 @pytest.mark.parametrize(
@@ -158,10 +192,10 @@ async def test_client_of_the_request_is_the_one_synapse_sees(client, synapse):
 
 async def test_defect_costs_the_identifier_and_not_the_request(caplog):
     class DefectiveResolver:
-        async def resolve(self, token, _caller, _uri):
+        def remembered(self, token):
             raise RuntimeError(token)
 
-    transport = httpx.ASGITransport(Resolve(DefectiveResolver()))
+    transport = httpx.ASGITransport(Resolve(DefectiveResolver(), edge_ttl=60))
     async with httpx.AsyncClient(transport=transport, base_url="http://router") as client:
         response = await client.get("/resolve", headers={"authorization": "Bearer very-secret"})
     assert response.status_code == 204

@@ -34,6 +34,7 @@ OPTIONS = [
     "rejected-ttl",
     "whoami-timeout",
     "max-lookups",
+    "edge-ttl",
     "native-tokens",
     "log-level",
 ]
@@ -113,6 +114,9 @@ BAD_VALUES = [
     ("rejected-size", "0", "1 or more"),
     ("rejected-ttl", "never", "0 or more"),
     ("max-lookups", "0", "1 or more"),
+    ("edge-ttl", "1.5", "whole number of seconds"),
+    ("edge-ttl", "-1", "0 or more"),
+    ("edge-ttl", "9" * 5000, "0 or more"),
     ("native-tokens", "guess", "decode"),
     ("log-level", "loud", "debug"),
 ]
@@ -178,6 +182,7 @@ def test_environment_variables_set_every_option(tmp_path, synapse_url):
         "WHOAMI_ROUTER_REJECTED_TTL": "0",
         "WHOAMI_ROUTER_WHOAMI_TIMEOUT": "0.5",
         "WHOAMI_ROUTER_MAX_LOOKUPS": "1",
+        "WHOAMI_ROUTER_EDGE_TTL": "7",
         "WHOAMI_ROUTER_NATIVE_TOKENS": "decode",
         "WHOAMI_ROUTER_LOG_LEVEL": "debug",
     }
@@ -190,11 +195,21 @@ def test_environment_variables_set_every_option(tmp_path, synapse_url):
     )
     process.address = f"unix:{tmp_path}/sock"
     with process as router:
-        assert resolve(router, authorization="Bearer a").headers["x-user-identifier"] == "alice"
+        for _ in range(2):
+            answer = resolve(router, authorization="Bearer a").headers
+            assert answer["x-user-identifier"] == "alice"
+            assert answer["x-accel-expires"] == "7"
         native = resolve(router, authorization=f"Bearer {NATIVE.decode()}").headers
         assert native["x-user-identifier-source"] == "token"
         log = router.log_text()
-    for word in (synapse_url, "http://127.0.0.1:1", "sock", "321", "alice (whoami)"):
+    for word in (
+        synapse_url,
+        "http://127.0.0.1:1",
+        "sock",
+        "321",
+        "alice (whoami)",
+        "alice (cache)",
+    ):
         assert word in log
 
 

@@ -105,8 +105,7 @@ def kept(*roots):
 
 def state(app):
     """Return the resolver and what asks Synapse."""
-    [resolve] = [route.endpoint for route in app.routes if route.path == "/resolve"]
-    resolver = resolve._resolver
+    resolver = app.resolve._resolver
     return resolver, resolver._lookup.__self__
 
 
@@ -150,7 +149,7 @@ async def service(request, synapse):
             clock=clock,
         )
         async with (
-            app.router.lifespan_context(app),
+            app.others.router.lifespan_context(app.others),
             httpx.AsyncClient(
                 transport=httpx.ASGITransport(app), base_url="http://router"
             ) as client,

@@ -1,4 +1,4 @@
-"""The ASGI application: its table of routes, and what it is wired from."""
+"""The ASGI application: its routes, and what they are wired from."""
 
 import logging
 import time
@@ -12,9 +12,9 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from whoami_router import tokens
 from whoami_router.resolver import Resolution, Resolver
 from whoami_router.settings import Settings
-from whoami_router.tokens import Headers, extract_token, original_uri
 from whoami_router.whoami import Caller, TransportFactory, Whoami, WhoamiUnavailable
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ def create_app(
     *,
     transport: TransportFactory | None = None,
     clock: Callable[[], float] = time.monotonic,
-) -> Starlette:
+) -> "Application":
     """Return the service; tests pass their own transport to Synapse and their own clock."""
     whoami = Whoami(
         settings.synapse_urls,
@@ -60,16 +60,30 @@ def create_app(
         yield
         await whoami.aclose()
 
-    app = Starlette(
-        routes=[
-            Route("/resolve", Resolve(resolver)),
-            Route("/health", health),
-            Route("/ready", ready),
-        ],
-        lifespan=lifespan,
-    )
-    app.router.redirect_slashes = False  # "/resolve/" is a mistake to be seen, as a 404
-    return app
+    resolve = Resolve(resolver, edge_ttl=settings.edge_ttl)
+    others = Starlette(routes=[Route("/health", health), Route("/ready", ready)], lifespan=lifespan)
+    others.router.redirect_slashes = False  # "/health/" is a mistake to be seen, as a 404
+
+    return Application(resolve, others)
+
+
+class Application:
+    """Passes requests for ``/resolve`` to where they are answered, and leaves others to others.
+
+    It is no Route among the others: for a token that is remembered, the way to one would cost
+    more than the answer.
+    """
+
+    def __init__(self, resolve: "Resolve", others: Starlette) -> None:
+        self.resolve = resolve
+        self.others = others
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or the lifespan."""
+        if scope.get("path") == "/resolve":
+            await self.resolve(scope, receive, send)
+        else:
+            await self.others(scope, receive, send)
 
 
 class Resolve:
@@ -79,17 +93,24 @@ class Resolve:
     waits for this answer before every sync.
     """
 
-    def __init__(self, resolver: Resolver) -> None:
+    def __init__(self, resolver: Resolver, *, edge_ttl: int) -> None:
         self._resolver = resolver
+        self._edge_ttl = b"%d" % edge_ttl
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Answer one request; its body, if there is one, does not matter."""
         try:
-            headers = scope["headers"]
-            resolution = await self._resolver.resolve(
-                extract_token(headers), _caller(headers), original_uri(headers)
-            )
-            response_headers = _response_headers(resolution)
+            headers = tokens.by_name(scope["headers"])
+            token = tokens.extract_token(headers)
+            # All but one request in a thousand need no more than this.
+            resolution = None if token is None else self._resolver.remembered(token)
+            if resolution is None:
+                resolution = await self._resolver.resolve(
+                    token,
+                    Caller(headers.get(b"x-forwarded-for"), headers.get(b"user-agent")),
+                    tokens.original_uri(headers),
+                )
+            response_headers = self._response_headers(resolution)
         except Exception as exc:  # noqa: BLE001  (a defect of ours must not fail a sync)
             # The place but not the message, which could quote what the client sent.
             place = "".join(traceback.format_tb(exc.__traceback__))
@@ -100,19 +121,12 @@ class Resolve:
         await send({"type": "http.response.start", "status": 204, "headers": response_headers})
         await send({"type": "http.response.body"})
 
-
-def _caller(headers: Headers) -> Caller:
-    forwarded_for = user_agent = None
-    for name, value in headers:
-        if name == b"x-forwarded-for":
-            forwarded_for = value
-        elif name == b"user-agent":
-            user_agent = value
-    return Caller(forwarded_for, user_agent)
-
-
-def _response_headers(resolution: Resolution) -> list[tuple[bytes, bytes]]:
-    headers = [(b"x-user-identifier-source", resolution.source.encode())]
-    if resolution.identifier is not None:
-        headers.append((b"x-user-identifier", resolution.identifier.encode()))
-    return headers
+    def _response_headers(self, resolution: Resolution) -> list[tuple[bytes, bytes]]:
+        headers = [
+            (b"x-user-identifier-source", resolution.source.encode()),
+            # For nginx, if it has a cache of its own; it takes the header out.
+            (b"x-accel-expires", self._edge_ttl if resolution.repeatable else b"0"),
+        ]
+        if resolution.identifier is not None:
+            headers.append((b"x-user-identifier", resolution.identifier.encode()))
+        return headers

@@ -31,6 +31,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _whole_seconds(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise ValueError("needs a whole number of seconds, 0 or more, for example 60")
+    return int(text)
+
+
 def _seconds(text: str) -> float:
     seconds = _number(text)
     if not seconds > 0:
@@ -125,6 +131,12 @@ def command() -> None:
 @_option("rejected-ttl", "SECONDS", _seconds_or_none, "How long to remember a rejected token.")
 @_option("whoami-timeout", "SECONDS", _seconds, "How long Synapse may take to answer.")
 @_option("max-lookups", "LOOKUPS", _count, "How many tokens to ask Synapse about at once.")
+@_option(
+    "edge-ttl",
+    "SECONDS",
+    _whole_seconds,
+    "How long nginx may repeat an answer, if its edge cache is on (0: not at all).",
+)
 @_option(
     "native-tokens",
     None,

@@ -8,6 +8,9 @@ _LONGEST_HEADERS = 64 * 1024
 _MOST_HEADERS = 100
 _MOST_WAITING = 1000
 
+# Stands for the headers of a request that are all there.
+_COMPLETE: list[tuple[bytes, bytes]] = []
+
 
 class _TooMuch(Exception):  # noqa: N818  (uvicorn takes it for a parser's error, and gives up)
     """More than any proxy sends."""
@@ -22,7 +25,6 @@ class Protocol(HttpToolsProtocol):
     """
 
     _unfinished = 0  # bytes received since the last complete set of headers
-    _in_headers = False
 
     def data_received(self, data: bytes) -> None:
         """Read what the peer sent; give up on headers without an end."""
@@ -31,23 +33,19 @@ class Protocol(HttpToolsProtocol):
         if self._unfinished > _LONGEST_HEADERS:
             self.transport.close()
 
-    def on_message_begin(self) -> None:
-        """Begin a request."""
-        self._in_headers = True
-        super().on_message_begin()
-
     def on_header(self, name: bytes, value: bytes) -> None:
         """Note a header, but none that comes behind the body: it was not meant to be one."""
-        if not self._in_headers:
+        headers = self.headers
+        if headers is _COMPLETE:
             return
-        if len(self.headers) == _MOST_HEADERS:
+        if len(headers) == _MOST_HEADERS:
             raise _TooMuch
-        super().on_header(name, value)
+        headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """Start to answer, or wait until the requests before are answered."""
         self._unfinished = 0
-        self._in_headers = False
+        self.headers = _COMPLETE
         if len(self.pipeline) == _MOST_WAITING:
             raise _TooMuch
         super().on_headers_complete()

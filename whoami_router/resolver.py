@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from cachetools import LRUCache
 
@@ -50,12 +50,17 @@ class Source(StrEnum):
     NONE = "none"
 
 
-@dataclass(frozen=True, slots=True)
-class Resolution:
-    """The identifier to route by, or None, and where it comes from."""
+class Resolution(NamedTuple):
+    """The identifier to route by, or None, and where it comes from.
 
+    ``repeatable`` says whether the same request may be answered the same for a while, by
+    whoever remembers it: Synapse itself named this user.
+    """
+
+    # A tuple, as it is made for each request: a frozen dataclass would take twice the time.
     identifier: str | None
     source: Source
+    repeatable: bool = False
 
 
 _REJECTED = Resolution(None, Source.REJECTED)
@@ -116,6 +121,7 @@ class Resolver:
     ) -> None:
         self._lookup = lookup
         self._cache_ttl = cache_ttl
+        self._refreshed_earliest = cache_ttl * _REFRESHED_EARLIEST
         self._stale_ttl = stale_ttl
         self._rejected_ttl = rejected_ttl
         self._max_lookups = max_lookups
@@ -131,6 +137,23 @@ class Resolver:
         """How many requests were routed by their fallback for lack of room."""
         self._shed_logged = 0
         self._shed_logged_at = -math.inf
+
+    def remembered(self, token: bytes) -> Resolution | None:
+        """Return what ``resolve`` would, if nothing has to be done for it, else None.
+
+        That is: the owner is known for a good while yet, and acts for nobody else.
+        """
+        key = tokens.fingerprint(token)
+        answer = self._answers.get(key)
+        if (
+            answer is None
+            or answer.acts_for_others
+            or answer.fresh_until - self._clock() < self._refreshed_earliest
+        ):
+            return None
+        resolution = Resolution(answer.identifier, Source.CACHE, repeatable=True)
+        _log(key, resolution)
+        return resolution
 
     async def resolve(
         self, token: bytes | None, caller: Caller, uri: bytes | None = None
@@ -150,8 +173,7 @@ class Resolver:
             answer = self._answers.get(key)
             if uri is not None and answer is not None and answer.acts_for_others:
                 resolution = await self._resolve_user(question, uri, resolution)
-        if logger.isEnabledFor(logging.DEBUG):
-            logger.debug("%s: %s (%s)", key.hex()[:12], resolution.identifier, resolution.source)
+        _log(key, resolution)
         return resolution
 
     async def _resolve_user(
@@ -167,21 +189,22 @@ class Resolver:
         try:
             identifiers.from_user_id(user_id)
         except ValueError:
-            return service  # nobody's; Synapse will say so
+            return service._replace(repeatable=False)  # nobody's; Synapse will say so
         key = tokens.fingerprint(question.key + user_id.encode())
         user = await self._resolve(replace(question, key=key, user_id=user_id))
         if user.source in (Source.CACHE, Source.WHOAMI, Source.STALE):
             return user
-        return service  # it may not act for this user, or nobody can be asked
+        # It may not act for this user, or nobody can be asked.
+        return service._replace(repeatable=False)
 
     async def _resolve(self, question: _Question) -> Resolution:
         """Return the answer that is remembered, or ask for one."""
         now = self._clock()
         answer = self._answers.get(question.key)
         if answer is not None and now < answer.fresh_until:
-            if answer.fresh_until - now < self._cache_ttl * _REFRESHED_EARLIEST:
+            if answer.fresh_until - now < self._refreshed_earliest:
                 self._refresh(question, answer, now)
-            return Resolution(answer.identifier, Source.CACHE)
+            return Resolution(answer.identifier, Source.CACHE, repeatable=True)
         refusal = self._refusal(question, now)
         if refusal is not None:
             return _REJECTED if refusal.rejected else self._fallback(question)
@@ -240,7 +263,7 @@ class Resolver:
             return _REJECTED
         if question.user_id not in (None, owner.user_id):
             self._note_ordinary(question.token)
-            return Resolution(identifier, Source.WHOAMI)
+            return Resolution(identifier, Source.WHOAMI, repeatable=True)
         before = self._answers.get(question.key)
         self._answers[question.key] = _Answer(
             identifier,
@@ -248,7 +271,7 @@ class Resolver:
             # What is known to be no service's stays so, also when it is refreshed.
             acts_for_others=not owner.has_device and (before is None or before.acts_for_others),
         )
-        return Resolution(identifier, Source.WHOAMI)
+        return Resolution(identifier, Source.WHOAMI, repeatable=True)
 
     def _note_ordinary(self, token: bytes) -> None:
         # No application service's: Synapse ignored the user_id. An administrator's "login as"
@@ -286,6 +309,11 @@ class Resolver:
                 self.shed - self._shed_logged,
             )
             self._shed_logged, self._shed_logged_at = self.shed, now
+
+
+def _log(key: bytes, resolution: Resolution) -> None:
+    if logger.isEnabledFor(logging.DEBUG):
+        logger.debug("%s: %s (%s)", key.hex()[:12], resolution.identifier, resolution.source)
 
 
 def _decode(token: bytes) -> Resolution | None:

@@ -60,6 +60,7 @@ class Settings:
     rejected_ttl: float = 30
     whoami_timeout: float = 2.0
     max_lookups: int = 64
+    edge_ttl: int = 60
     native_tokens: str = "whoami"
     log_level: str = "info"
 

@@ -4,11 +4,11 @@ import base64
 import hashlib
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from urllib.parse import parse_qsl
 
-Headers = Sequence[tuple[bytes, bytes]]
-"""Header names (lower case) and values as they stand in an ASGI scope."""
+Headers = Mapping[bytes, bytes]
+"""Headers by their names (lower case), as ``by_name`` returns them."""
 
 # What can stand in an Authorization header after the one space: visible ASCII. Synapse decodes
 # tokens as ASCII, and a line break from a decoded query must never reach a header. The length
@@ -16,6 +16,19 @@ Headers = Sequence[tuple[bytes, bytes]]
 _ASKABLE = re.compile(rb"[!-~]{1,8192}")
 
 _BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+
+def by_name(headers: Sequence[tuple[bytes, bytes]]) -> Headers:
+    """Return the headers of an ASGI scope by their names, which are in lower case.
+
+    Several of one name are one with commas in between (RFC 9110, section 5.3).
+    """
+    found = dict(headers)
+    if len(found) < len(headers):
+        found.clear()
+        for name, value in headers:
+            found[name] = found[name] + b", " + value if name in found else value
+    return found
 
 
 def extract_token(headers: Headers) -> bytes | None:
@@ -29,9 +42,10 @@ def extract_token(headers: Headers) -> bytes | None:
 
     See "Client Authentication" in the Matrix client-server API.
     """
-    authorizations = [value for name, value in headers if name == b"authorization"]
-    if len(authorizations) == 1:
-        scheme, _, token = authorizations[0].partition(b" ")
+    authorization = headers.get(b"authorization")
+    if authorization is not None:
+        scheme, _, token = authorization.partition(b" ")
+        # A space is also in what was several headers.
         if scheme == b"Bearer" and token and b" " not in token:
             return token
     uri = original_uri(headers)
@@ -40,13 +54,7 @@ def extract_token(headers: Headers) -> bytes | None:
 
 def original_uri(headers: Headers) -> bytes | None:
     """Return the URI that the client asked the proxy for, or None if the proxy does not say."""
-    forwarded_uri = None
-    for name, value in headers:
-        if name == b"x-original-uri":
-            return value
-        if name == b"x-forwarded-uri":
-            forwarded_uri = value
-    return forwarded_uri
+    return headers.get(b"x-original-uri", headers.get(b"x-forwarded-uri"))
 
 
 def asserted_user_id(uri: bytes) -> str | None:

@@ -114,11 +114,13 @@ async def ask(app, headers, method="GET"):
     assert start["status"] == 204
     assert body.get("body", b"") == b""
     assert not body.get("more_body", False)
-    found = {"x-user-identifier": [], "x-user-identifier-source": []}
+    found = {"x-user-identifier": [], "x-user-identifier-source": [], "x-accel-expires": []}
     for name, value in start["headers"]:
         found[name.decode()].append(value.decode("ascii"))
     [source] = found["x-user-identifier-source"]
     assert source in SOURCES
+    [edge_ttl] = found["x-accel-expires"]
+    assert edge_ttl in (("60", "0") if source in ("whoami", "cache") else ("0",))
     if source in ("none", "rejected"):
         assert found["x-user-identifier"] == []
         return source, None

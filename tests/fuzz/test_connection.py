@@ -22,6 +22,7 @@ OWNERS = {f"token-{number}": f"@user-{number}:h" for number in range(300)}
 # A whole answer; 404 is the one for another path than /resolve.
 ANSWER = re.compile(
     rb"HTTP/1\.1 204 No Content\r\nx-user-identifier-source: (?P<source>[a-z]+)\r\n"
+    rb"x-accel-expires: (0|60)\r\n"
     rb"(x-user-identifier: (?P<identifier>[A-Za-z0-9._~%:-]+)\r\n)?(connection: close\r\n)?\r\n"
 )
 NOT_FOUND = re.compile(

@@ -1,8 +1,12 @@
 """The shipped nginx files under a real nginx, between a client and stand-ins for Synapse."""
 
+import asyncio
 import socket
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx
 import pytest
@@ -18,14 +22,24 @@ USERS = [f"user{number}" for number in range(20)]
 
 @dataclass
 class FakeRouter:
-    """An ASGI application in the router's place, which answers what a test wants."""
+    """An ASGI application in the router's place, which answers what a test wants.
 
-    answer: Response = field(default_factory=lambda: Response(status_code=204))
+    ``answer`` is a response, or makes one of a request; ``held`` holds it back.
+    """
+
+    answer: Response | Callable[[Request], Response] = field(
+        default_factory=lambda: Response(status_code=204)
+    )
     requests: list[Request] = field(default_factory=list)
+    held: bool = False
 
     async def __call__(self, scope, receive, send):
-        self.requests.append(Request(scope))
-        await self.answer(scope, receive, send)
+        request = Request(scope)
+        self.requests.append(request)
+        while self.held:  # noqa: ASYNC110  (set by another thread, for which no Event is safe)
+            await asyncio.sleep(0.01)
+        answer = self.answer if isinstance(self.answer, Response) else self.answer(request)
+        await answer(scope, receive, send)
 
 
 @dataclass
@@ -92,19 +106,24 @@ def fake_router():
     fake = FakeRouter()
     with served(fake) as fake.address:
         yield fake
+        fake.held = False
 
 
 @pytest.fixture
-def make_site(pools, router, tmp_path_factory):
+def make_site(pools, router):
     """Return a function that starts an nginx, with edits to its files and other addresses."""
     with ExitStack() as stack:
 
         def make(*edits, router_address=router.address, initial=None):
+            routers = [router_address] if isinstance(router_address, str) else router_address
             initial = initial or [pools[name].address for name in ("initial-1", "initial-2")]
+            # Not below pytest's directory, which is closed to the user that nginx's workers run as.
+            directory = Path(stack.enter_context(TemporaryDirectory(prefix="wr-site-")))
+            directory.chmod(0o755)
             nginx = Nginx(
-                tmp_path_factory.mktemp("site"),
+                directory,
                 {
-                    "whoami_router": [router_address],
+                    "whoami_router": routers,
                     "synapse_main": [pools["main"].address],
                     "synapse_sync": [pools[name].address for name in ("sync-1", "sync-2")],
                     "synapse_initial_sync": initial,

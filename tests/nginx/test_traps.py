@@ -12,9 +12,12 @@ import httpx
 import pytest
 from starlette.responses import Response
 
-from tests.nginx.conftest import USERS
+from tests.fake_synapse import served
+from tests.nginx import edge_cache
+from tests.nginx.conftest import USERS, FakeRouter
 from tests.stack.nginx import ACCESS_LOG, DEBUG_HEADERS, SHIPPED
 from tests.stack.process import wait_until
+from whoami_router.tokens import by_name, extract_token
 
 SYNC = "/_matrix/client/v3/sync?since=s1"
 SLIDING = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync?pos=1"
@@ -104,6 +107,23 @@ def posts_and_gets_alternate_without_one_failure(setting):
             response = site.client.post(SLIDING, content=body, headers=headers)
         assert response.status_code == 200
         assert response.headers.get("x-user-identifier") == USERS[0]
+
+
+def each_token_is_asked_of_one_router(setting):
+    fakes = [FakeRouter(), FakeRouter()]
+    with served(fakes[0]) as one, served(fakes[1]) as other:
+        site = setting.site(router_address=(one, other))
+        for number in range(40):
+            for _ in range(3):
+                site.get(SYNC, f"token-{number}")
+            for _ in range(3):
+                site.get(f"{SYNC}&access_token=query-{number}")
+    asked = [
+        {extract_token(by_name(request.scope["headers"])) for request in fake.requests}
+        for fake in fakes
+    ]
+    assert not asked[0] & asked[1]
+    assert min(map(len, asked)) > 10  # of 80
 
 
 # Fail open.
@@ -238,9 +258,11 @@ TRAPS = [
     (MAPS, '    "~^Bearer ', header_token_keeps_its_worker_without_router),
     (
         MAPS,
-        "    default                            $arg_access_token;",
+        "    default                            $query_access_token;",
         query_token_keeps_its_worker_without_router,
     ),
+    (MAPS, '    "~^[^?]*', query_token_keeps_its_worker_without_router),
+    (UPSTREAMS, "    hash $token_routing_key", each_token_is_asked_of_one_router),
     (UPSTREAMS, "    keepalive 32;", synapse_is_asked_over_one_connection),
     (UPSTREAMS, "    hash $sync_routing_key", each_user_keeps_its_worker(SYNC)),
     (SERVER, "    proxy_next_upstream_timeout ", slow_sync_is_not_started_on_a_second_worker),
@@ -268,6 +290,7 @@ TRAPS = [
         synapse_sees("x-user-identifier-source", None, **{"x-user-identifier-source": "cache"}),
     ),
     ("nginx.conf", "error_log stderr emerg;", no_log_shows_a_query_token),
+    *edge_cache.TRAPS,
 ]
 
 
@@ -297,6 +320,7 @@ def test_promise_holds_with_the_line_and_not_without_it(setting, file, start, pr
         synapse.held = False
     setting.fake_router.requests.clear()
     setting.fake_router.answer = Response(status_code=204)
+    setting.fake_router.held = False
     with pytest.raises(AssertionError):
         promise(setting)
 

@@ -48,6 +48,11 @@ class Lookup:
         return [token for token, *_ in self.asked]
 
 
+def confirmed(identifier, source):
+    """Return a resolution that Synapse has confirmed, now or earlier."""
+    return Resolution(identifier, source, repeatable=True)
+
+
 def fallback(token):
     return Resolution("sha256:" + fingerprint(token).hex(), Source.FINGERPRINT)
 

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from tests.resolver.lookup import CALLER, fallback, settle
+from tests.resolver.lookup import CALLER, confirmed, fallback, settle
 from tests.test_tokens import NATIVE, with_checksum
 from whoami_router.resolver import Resolution, Source
 from whoami_router.whoami import Caller, WhoamiUnavailable
@@ -21,8 +21,8 @@ async def test_no_token_is_nobody_and_asks_nobody(resolver, lookup):
 
 async def test_first_request_asks_and_the_next_remember(resolver, lookup):
     caller = Caller(b"192.0.2.1", b"Element")
-    assert await resolver.resolve(b"a", caller) == Resolution("alice", Source.WHOAMI)
-    assert await resolver.resolve(b"a", CALLER) == Resolution("alice", Source.CACHE)
+    assert await resolver.resolve(b"a", caller) == confirmed("alice", Source.WHOAMI)
+    assert await resolver.resolve(b"a", CALLER) == confirmed("alice", Source.CACHE)
     assert lookup.asked == [(b"a", caller)]
 
 
@@ -47,7 +47,7 @@ async def test_concurrent_requests_share_one_lookup(resolver, lookup):
     callers = [asyncio.create_task(resolver.resolve(b"a", CALLER)) for _ in range(50)]
     await settle()
     lookup.gate.set()
-    assert set(await asyncio.gather(*callers)) == {Resolution("alice", Source.WHOAMI)}
+    assert set(await asyncio.gather(*callers)) == {confirmed("alice", Source.WHOAMI)}
     assert len(lookup.asked) == 1
 
 
@@ -60,7 +60,7 @@ async def test_cancelled_caller_leaves_the_lookup_to_others(resolver, lookup, le
     await settle()
     lookup.gate.set()
     stayer = callers[1 - leaver]
-    assert await asyncio.wait_for(stayer, 5) == Resolution("alice", Source.WHOAMI)
+    assert await asyncio.wait_for(stayer, 5) == confirmed("alice", Source.WHOAMI)
     assert callers[leaver].cancelled()
 
 

@@ -2,14 +2,14 @@
 
 import pytest
 
-from tests.resolver.lookup import CALLER, fallback, settle
+from tests.resolver.lookup import CALLER, confirmed, fallback, settle
 from tests.test_tokens import NATIVE
 from whoami_router.resolver import Resolution, Source
 from whoami_router.whoami import Caller, TokenUnanswerable, WhoamiUnavailable
 
 pytestmark = pytest.mark.anyio
 
-CACHED = Resolution("alice", Source.CACHE)
+CACHED = confirmed("alice", Source.CACHE)
 STALE = Resolution("alice", Source.STALE)
 REJECTED = Resolution(None, Source.REJECTED)
 
@@ -134,7 +134,7 @@ async def test_answer_is_usable_longer_while_synapse_is_unavailable(resolver, lo
     clock.now += 599
     assert await resolver.resolve(token, CALLER) == STALE
     lookup.failure = None
-    assert await resolver.resolve(token, CALLER) == Resolution("alice", Source.WHOAMI)
+    assert await resolver.resolve(token, CALLER) == confirmed("alice", Source.WHOAMI)
 
 
 async def test_answer_is_not_usable_for_ever(resolver, lookup, clock):
@@ -204,8 +204,8 @@ async def test_token_that_becomes_valid_is_known_after_the_ttl(resolver, lookup,
     await resolver.resolve(b"late", CALLER)
     lookup.owners[b"late"] = "@late:h"
     clock.now += 30
-    assert await resolver.resolve(b"late", CALLER) == Resolution("late", Source.WHOAMI)
-    assert await resolver.resolve(b"late", CALLER) == Resolution("late", Source.CACHE)
+    assert await resolver.resolve(b"late", CALLER) == confirmed("late", Source.WHOAMI)
+    assert await resolver.resolve(b"late", CALLER) == confirmed("late", Source.CACHE)
 
 
 async def test_token_that_breaks_synapse_is_asked_about_once_in_its_ttl(resolver, lookup, clock):

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from tests.resolver.lookup import CALLER, fallback, settle
+from tests.resolver.lookup import CALLER, confirmed, fallback, settle
 from tests.test_tokens import NATIVE
 from whoami_router.resolver import Resolution, Source
 
@@ -46,7 +46,7 @@ async def test_shed_token_is_asked_about_when_there_is_room(resolver, lookup, bu
     await resolver.resolve(b"c", CALLER)
     lookup.gate.set()
     await asyncio.wait(busy)
-    assert await resolver.resolve(b"c", CALLER) == Resolution("carol", Source.WHOAMI)
+    assert await resolver.resolve(b"c", CALLER) == confirmed("carol", Source.WHOAMI)
 
 
 async def test_request_for_a_token_that_is_asked_about_is_not_shed(resolver, lookup, busy):
@@ -94,7 +94,7 @@ async def test_refresh_finds_no_room_and_nobody_notices(make_resolver, lookup, c
     lookup.gate.clear()
     other = asyncio.create_task(resolver.resolve(b"b", CALLER))
     await settle()
-    assert await at_once(resolver.resolve(b"a", CALLER)) == Resolution("alice", Source.CACHE)
+    assert await at_once(resolver.resolve(b"a", CALLER)) == confirmed("alice", Source.CACHE)
     assert lookup.tokens == [b"a", b"b"]
     assert caplog.records == []
     lookup.gate.set()
@@ -116,7 +116,7 @@ async def test_refreshes_leave_room_for_new_tokens(make_resolver, lookup, clock)
     new = asyncio.create_task(resolver.resolve(b"c", CALLER))
     await settle()
     lookup.gate.set()
-    assert await new == Resolution("carol", Source.WHOAMI)
+    assert await new == confirmed("carol", Source.WHOAMI)
 
 
 @pytest.mark.usefixtures("busy")

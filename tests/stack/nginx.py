@@ -11,6 +11,11 @@ from tests.stack.process import Process, accepts, free_port
 SHIPPED = Path(__file__).parents[2] / "nginx"
 
 # Edits that an administrator may make: a line each.
+EDGE_CACHE = (
+    "snippets/whoami_router.conf",
+    "#include snippets/edge_cache.conf;",
+    "include snippets/edge_cache.conf;",
+)
 DEBUG_HEADERS = (
     "snippets/route_by_user.conf",
     "#include snippets/debug_headers.conf;",
@@ -33,15 +38,25 @@ def check(directory: Path, *replacements: Path) -> str:
     for file in replacements:
         assert (files / "conf.d" / file.name).exists(), f"nothing to replace: {file.name}"
         shutil.copy(file, files / "conf.d")
-    main = files / "nginx.conf"
-    main.write_text(main.read_text().replace("/tmp/nginx", str(directory / "temp")))
+    _keep_within(directory, files)
     return subprocess.run(
-        ["nginx", "-e", "stderr", "-t", "-c", main],
+        ["nginx", "-e", "stderr", "-t", "-c", files / "nginx.conf"],
         check=False,
         capture_output=True,
         text=True,
         cwd="/",
     ).stderr
+
+
+def _keep_within(directory: Path, files: Path) -> None:
+    """Have nginx write to ``directory`` what the shipped files write elsewhere."""
+    for file, elsewhere, place in (
+        ("nginx.conf", "/tmp/nginx", "temp"),
+        ("conf.d/edge_cache.conf", "/dev/shm/whoami_router", "edge"),
+    ):
+        text = (files / file).read_text()
+        assert elsewhere in text, file
+        (files / file).write_text(text.replace(elsewhere, str(directory / place)))
 
 
 class Nginx(Process):
@@ -58,6 +73,7 @@ class Nginx(Process):
         *,
         edits: Sequence[tuple[str, str, str]] = (),
         user: str | None = None,
+        program: str = "nginx",
     ) -> None:
         self.address = f"127.0.0.1:{free_port()}"
         self.url = f"http://{self.address}"
@@ -66,12 +82,12 @@ class Nginx(Process):
         for name, servers in upstreams.items():
             self._set_servers(name, servers)
         self.edit("conf.d/synapse.conf", "listen 8080;", f"listen {self.address};")
-        self.edit("nginx.conf", "/tmp/nginx", str(directory / "temp"))
+        _keep_within(directory, self.files)
         for file, old, new in edits:
             self.edit(file, old, new)
         super().__init__(
             "nginx",
-            ["nginx", "-e", "stderr", "-c", self.files / "nginx.conf", "-g", "daemon off;"],
+            [program, "-e", "stderr", "-c", self.files / "nginx.conf", "-g", "daemon off;"],
             directory / "nginx.log",
             ready=lambda: accepts(self.address),
             user=user,

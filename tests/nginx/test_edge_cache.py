@@ -1,0 +1,163 @@
+"""The optional edge cache: what no single line of its files promises (see edge_cache.py)."""
+
+import re
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import httpx
+import pytest
+
+from tests.nginx.conftest import USERS
+from tests.nginx.edge_cache import CACHE, SYNC, ZONE, edge_site, files, identifier
+from tests.nginx.test_traps import Setting
+from tests.stack.nginx import DEBUG_HEADERS, EDGE_CACHE, SHIPPED
+from tests.stack.process import wait_until
+from tests.stack.router import Router
+
+
+@pytest.fixture
+def setting(make_site, pools, fake_router, dead_address, hung_address):
+    return Setting(make_site, [], pools, fake_router, dead_address, hung_address)
+
+
+def ask(site, tokens):
+    """Sync with each token, a few at once; return the identifiers, or the status of a failure."""
+
+    def sync(token):
+        response = site.get(SYNC, token)
+        if response.status_code != 200:
+            return response.status_code
+        return response.headers.get("x-user-identifier")
+
+    with ThreadPoolExecutor(8) as clients:
+        return list(clients.map(sync, tokens))
+
+
+def test_it_is_off_as_shipped(make_site, fake_router, setting):
+    site = edge_site(setting)
+    identifier(site, token="a")
+    assert len(files(site)) == 1
+    assert len(fake_router.requests) == 1
+    off = make_site(router_address=fake_router.address)
+    for _ in range(3):
+        off.get(SYNC, "a")
+    assert len(fake_router.requests) == 4
+    assert files(off) == []
+
+
+def test_only_nginx_itself_can_read_what_is_written(setting):
+    site = edge_site(setting)
+    identifier(site, token="very-secret")
+    [file] = files(site)
+    assert b"very-secret" in file.read_bytes()  # which is why
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def two_clients(query):
+    return [f"{SYNC}&{query.format(name)}" for name in "ab"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "query"),
+    [
+        ("$query_access_token", "$arg_access_token", "access_token={}"),
+        ("$query_access_token", "", "access_token={}"),
+        ("$asserted_user_id", "$arg_user_id", "access_token=service&user_id=@{}:h"),
+        ("$asserted_user_id", "", "access_token=service&user_id=@{}:h"),
+    ],
+)
+def test_wrong_key_would_give_one_client_the_answer_of_another(setting, old, new, query):
+    [key] = re.findall("^proxy_cache_key .*;$", (SHIPPED / CACHE).read_text(), re.MULTILINE)
+    right = edge_site(setting)
+    assert [identifier(right, path) for path in two_clients(query)] == ["a", "b"]
+    wrong = edge_site(setting, (CACHE, key, key.replace(old, new)))
+    assert [identifier(wrong, path) for path in two_clients(query)] == ["a", "a"]
+
+
+def test_known_users_keep_their_worker_while_the_router_is_dead(make_site, main, tmp_path):
+    with Router(tmp_path, f"http://{main.address}") as router:
+        site = make_site(EDGE_CACHE, DEBUG_HEADERS, router_address=router.address)
+        tokens = [f"token-{user}-{device}" for user in USERS for device in range(3)]
+        before = {token: site.server(SYNC, token) for token in tokens}
+    for token in tokens:
+        response = site.get(SYNC, token)
+        assert response.headers["x-user-identifier"] == token.split("-")[1]
+        assert response.json()["server"] == before[token]
+
+
+@pytest.mark.parametrize(
+    ("headers", "path"),
+    [
+        ({"authorization": "Bearer nobodys"}, SYNC),
+        ({}, SYNC),
+        ({}, f"{SYNC}&access_token=nobodys"),
+    ],
+)
+def test_no_fallback_is_remembered(site, make_site, router, headers, path):
+    site = make_site(EDGE_CACHE, DEBUG_HEADERS, router_address=router.address)
+    for _ in range(3):
+        response = site.client.get(path, headers=headers)
+        assert response.headers["x-user-identifier-source"] in ("rejected", "none")
+    assert files(site) == []
+
+
+def test_edge_ttl_is_how_long_it_lasts(make_site, main, tmp_path):
+    with Router(tmp_path, f"http://{main.address}", "--edge-ttl", "1") as router:
+        site = make_site(EDGE_CACHE, DEBUG_HEADERS, router_address=router.address)
+        token = f"token-{USERS[0]}-0"
+
+        def source():
+            return site.get(SYNC, token).headers["x-user-identifier-source"]
+
+        assert source() == "whoami"
+        assert source() == "whoami"  # repeated by nginx: the router would say "cache"
+        wait_until(lambda: source() == "cache", "the router is asked again", seconds=10)
+
+
+def test_zero_switches_it_off(make_site, main, tmp_path):
+    with Router(tmp_path, f"http://{main.address}", "--edge-ttl", "0") as router:
+        site = make_site(EDGE_CACHE, router_address=router.address)
+        for _ in range(3):
+            site.get(SYNC, f"token-{USERS[0]}-0")
+        assert files(site) == []
+
+
+# Its bounds.
+
+
+def test_zone_bounds_what_is_written(setting):
+    """As nginx's own manager does not: it looks every ten seconds."""
+    site = edge_site(setting, (ZONE, "whoami_router:4m", "whoami_router:64k"))
+    tokens = [f"t{number}" for number in range(1500)]
+    for _ in range(2):
+        assert ask(site, tokens) == tokens
+        assert 100 < len(files(site)) < 600
+    assert sum(file.stat().st_blocks * 512 for file in files(site)) <= 4096 * len(files(site))
+
+
+def test_open_files_beyond_the_limit_would_break_routing(setting):
+    limit = ("nginx.conf", "worker_rlimit_nofile 20000;", "worker_rlimit_nofile 150;")
+    tokens = [f"t{number}" for number in range(400)]
+    bounded = edge_site(setting, limit, (CACHE, "max=12000", "max=50"))
+    assert ask(bounded, tokens * 2) == tokens * 2
+    unbounded = edge_site(setting, limit)
+    with suppress(httpx.TransportError):  # that bad
+        assert ask(unbounded, tokens * 3) != tokens * 3
+
+
+def shipped_number(file, pattern):
+    [number] = re.findall(pattern, (SHIPPED / file).read_text(), re.MULTILINE)
+    return int(number)
+
+
+def test_shipped_bounds_fit_each_other():
+    descriptors = shipped_number("nginx.conf", r"^worker_rlimit_nofile (\d+);")
+    connections = shipped_number("nginx.conf", r"^ +worker_connections (\d+);")
+    kept_open = shipped_number(CACHE, r"^open_file_cache +max=(\d+) ")
+    assert connections + kept_open + 1000 < descriptors
+    zone = shipped_number(ZONE, r"keys_zone=whoami_router:(\d+)m")
+    comment = " ".join((SHIPPED / ZONE).read_text().replace("\n#", "").split())
+    sizes = f"{zone * 8_000 * 4 // 1_000} MiB here and {kept_open * 4 // 1_000} MiB for each worker"
+    assert sizes in comment
