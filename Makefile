@@ -1,7 +1,7 @@
 # Run it from a bare clone: each target first sets up what it needs, and a second run is quick.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint python-packages all-packages
+.PHONY: help demo test bench soak lint python-packages all-packages
 # Set-up steps would get in each other's way.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
@@ -9,7 +9,8 @@
 PYTHON_PACKAGES := python3 python3-venv
 # gcc and the headers: PostgreSQL's client for Python is built from source.
 ALL_PACKAGES := $(PYTHON_PACKAGES) gcc libc6-dev libpq-dev python3-dev nginx postgresql redis-server \
-	docker-compose libfaketime
+	docker-compose libfaketime wrk util-linux libnginx-mod-http-lua \
+	systemd
 
 # SYNAPSE_PYTHON=/path/to/python: a Python that has Synapse already.
 ifndef SYNAPSE_PYTHON
@@ -20,6 +21,7 @@ help:
 	@echo "make demo             a real Synapse with four workers: see where each user's syncs go"
 	@echo "make demo ARGS=--once the same, without staying up afterwards"
 	@echo "make test             all checks and tests, as .ci/run does"
+	@echo "make bench            what it costs, beside other ways to do it (RUNS=3; NGINX=/another/nginx)"
 	@echo "make soak             the faults, floods and fuzz again, ten times as long (SOAK=10)"
 	@echo "make lint             ruff and mypy only"
 	@echo
@@ -30,6 +32,10 @@ demo: all-packages .venv/.stamp $(SYNAPSE)
 
 test: all-packages lint $(SYNAPSE)
 	.venv/bin/pytest
+
+RUNS := 3
+bench: all-packages .venv/.stamp $(SYNAPSE)
+	.venv/bin/python -m bench --runs $(RUNS)
 
 SOAK := 10
 soak: all-packages .venv/.stamp $(SYNAPSE)
@@ -60,7 +66,7 @@ pip-install = $(@D)/bin/python -m pip install -qq --disable-pip-version-check
 
 .venv/.stamp: pyproject.toml | python-packages
 	$(make-environment)
-	@$(pip-install) --editable . --group test
+	@$(pip-install) --editable . --group test --group bench
 	@touch $@
 
 .venv-synapse/.stamp: tests/stack/synapse-requirements.txt | all-packages

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from tests.clock import Clock
 from tests.fake_synapse import FakeSynapse
 from tests.test_tokens import NATIVE
-from whoami_router.app import Resolve, create_app
+from whoami_router.app import Application, create_app
 from whoami_router.settings import Settings
 from whoami_router.tokens import fingerprint
 
@@ -195,7 +195,7 @@ async def test_defect_costs_the_identifier_and_not_the_request(caplog):
         def remembered(self, token):
             raise RuntimeError(token)
 
-    transport = httpx.ASGITransport(Resolve(DefectiveResolver(), edge_ttl=60))
+    transport = httpx.ASGITransport(Application(DefectiveResolver(), None, edge_ttl=60))
     async with httpx.AsyncClient(transport=transport, base_url="http://router") as client:
         response = await client.get("/resolve", headers={"authorization": "Bearer very-secret"})
     assert response.status_code == 204

@@ -2,12 +2,13 @@
 
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -294,6 +295,22 @@ def test_idle_connections_outlive_those_of_nginx():
         r"upstream whoami_router {[^}]*keepalive_timeout (\d+)s;", UPSTREAMS.read_text()
     )
     assert int(seconds) < uvicorn_config(Settings()).timeout_keep_alive
+
+
+def test_as_many_connections_may_wait_as_the_system_admits(tmp_path, synapse_url):
+    """For all tokens may be new at once; from a stopped process nobody takes them off."""
+    most = min(4096, int(Path("/proc/sys/net/core/somaxconn").read_text()))
+    path = f"{tmp_path}/sock"
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with Router(tmp_path, synapse_url, listen=f"unix:{path}") as router, ExitStack() as clients:
+        resolve(router)  # it serves
+        router.send_signal(signal.SIGSTOP)
+        for _ in range(most):
+            client = clients.enter_context(socket.socket(socket.AF_UNIX))
+            client.settimeout(0)
+            client.connect(path)  # raises BlockingIOError when there is no room
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_connection_stays_open_between_requests(tmp_path, synapse_url):

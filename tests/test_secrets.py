@@ -105,7 +105,7 @@ def kept(*roots):
 
 def state(app):
     """Return the resolver and what asks Synapse."""
-    resolver = app.resolve._resolver
+    resolver = app.resolver
     return resolver, resolver._lookup.__self__
 
 

@@ -13,7 +13,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from whoami_router import tokens
-from whoami_router.resolver import Resolution, Resolver
+from whoami_router.resolver import Resolver
 from whoami_router.settings import Settings
 from whoami_router.whoami import Caller, TransportFactory, Whoami, WhoamiUnavailable
 
@@ -60,73 +60,61 @@ def create_app(
         yield
         await whoami.aclose()
 
-    resolve = Resolve(resolver, edge_ttl=settings.edge_ttl)
     others = Starlette(routes=[Route("/health", health), Route("/ready", ready)], lifespan=lifespan)
     others.router.redirect_slashes = False  # "/health/" is a mistake to be seen, as a 404
-
-    return Application(resolve, others)
+    return Application(resolver, others, edge_ttl=settings.edge_ttl)
 
 
 class Application:
-    """Passes requests for ``/resolve`` to where they are answered, and leaves others to others.
+    """Answers ``/resolve``, and leaves everything else to ``others``.
 
-    It is no Route among the others: for a token that is remembered, the way to one would cost
-    more than the answer.
+    Any request there is answered 204, with the identifier to route by if there is one; of any
+    method: nginx asks with GET, other proxies with the client's.
+
+    The proxy waits for this answer before every sync. So ``/resolve`` is no Route: for a token
+    that is remembered, the way to one would cost more than the answer.
     """
 
-    def __init__(self, resolve: "Resolve", others: Starlette) -> None:
-        self.resolve = resolve
+    def __init__(self, resolver: Resolver, others: Starlette, *, edge_ttl: int) -> None:
+        self.resolver = resolver
         self.others = others
+        # X-Accel-Expires is for nginx, if it has a cache of its own; no client sees it.
+        self._repeatable = (b"x-accel-expires", b"%d" % edge_ttl)
+        self._remembered = [(b"x-user-identifier-source", b"cache"), self._repeatable]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, or the lifespan."""
-        if scope.get("path") == "/resolve":
-            await self.resolve(scope, receive, send)
-        else:
+        """Serve one request; its body, if there is one, does not matter."""
+        if scope.get("path") != "/resolve":
             await self.others(scope, receive, send)
-
-
-class Resolve:
-    """Answers any request with 204 and, where one is known, the identifier to route by.
-
-    Plain ASGI, for every method: nginx asks with GET, other proxies with the client's. The proxy
-    waits for this answer before every sync.
-    """
-
-    def __init__(self, resolver: Resolver, *, edge_ttl: int) -> None:
-        self._resolver = resolver
-        self._edge_ttl = b"%d" % edge_ttl
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        """Answer one request; its body, if there is one, does not matter."""
+            return
         try:
             headers = tokens.by_name(scope["headers"])
             token = tokens.extract_token(headers)
             # All but one request in a thousand need no more than this.
-            resolution = None if token is None else self._resolver.remembered(token)
-            if resolution is None:
-                resolution = await self._resolver.resolve(
-                    token,
-                    Caller(headers.get(b"x-forwarded-for"), headers.get(b"user-agent")),
-                    tokens.original_uri(headers),
-                )
-            response_headers = self._response_headers(resolution)
+            identifier = None if token is None else self.resolver.remembered(token)
+            if identifier is not None:
+                answer = [*self._remembered, (b"x-user-identifier", identifier.encode())]
+            else:
+                answer = await self._resolve(token, headers)
         except Exception as exc:  # noqa: BLE001  (a defect of ours must not fail a sync)
             # The place but not the message, which could quote what the client sent.
             place = "".join(traceback.format_tb(exc.__traceback__))
             logger.error(  # noqa: TRY400  (.exception would add the message)
                 "%s while resolving, please report:\n%s", type(exc).__name__, place
             )
-            response_headers = []
-        await send({"type": "http.response.start", "status": 204, "headers": response_headers})
+            answer = []
+        await send({"type": "http.response.start", "status": 204, "headers": answer})
         await send({"type": "http.response.body"})
 
-    def _response_headers(self, resolution: Resolution) -> list[tuple[bytes, bytes]]:
-        headers = [
+    async def _resolve(
+        self, token: bytes | None, headers: tokens.Headers
+    ) -> list[tuple[bytes, bytes]]:
+        caller = Caller(headers.get(b"x-forwarded-for"), headers.get(b"user-agent"))
+        resolution = await self.resolver.resolve(token, caller, tokens.original_uri(headers))
+        answer = [
             (b"x-user-identifier-source", resolution.source.encode()),
-            # For nginx, if it has a cache of its own; it takes the header out.
-            (b"x-accel-expires", self._edge_ttl if resolution.repeatable else b"0"),
+            self._repeatable if resolution.repeatable else (b"x-accel-expires", b"0"),
         ]
         if resolution.identifier is not None:
-            headers.append((b"x-user-identifier", resolution.identifier.encode()))
-        return headers
+            answer.append((b"x-user-identifier", resolution.identifier.encode()))
+        return answer

@@ -29,7 +29,7 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Read what the peer sent; give up on headers without an end."""
         self._unfinished += len(data)
-        super().data_received(data)
+        HttpToolsProtocol.data_received(self, data)
         if self._unfinished > _LONGEST_HEADERS:
             self.transport.close()
 
@@ -48,7 +48,7 @@ class Protocol(HttpToolsProtocol):
         self.headers = _COMPLETE
         if len(self.pipeline) == _MOST_WAITING:
             raise _TooMuch
-        super().on_headers_complete()
+        HttpToolsProtocol.on_headers_complete(self)
         if self.parser.should_upgrade():
             # What follows is no HTTP by the client's own words: it gets no answer that could be
             # taken for another's.

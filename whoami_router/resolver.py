@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from cachetools import LRUCache
 
@@ -50,14 +50,14 @@ class Source(StrEnum):
     NONE = "none"
 
 
-class Resolution(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Resolution:
     """The identifier to route by, or None, and where it comes from.
 
     ``repeatable`` says whether the same request may be answered the same for a while, by
     whoever remembers it: Synapse itself named this user.
     """
 
-    # A tuple, as it is made for each request: a frozen dataclass would take twice the time.
     identifier: str | None
     source: Source
     repeatable: bool = False
@@ -133,27 +133,30 @@ class Resolver:
         self._answers: LRUCache[bytes, _Answer] = LRUCache(cache_size)
         self._refusals: LRUCache[bytes, _Refusal] = LRUCache(rejected_size)
         self._in_flight: dict[bytes, asyncio.Task[Resolution]] = {}
+        self._turn = asyncio.Lock()
         self.shed = 0
         """How many requests were routed by their fallback for lack of room."""
         self._shed_logged = 0
         self._shed_logged_at = -math.inf
 
-    def remembered(self, token: bytes) -> Resolution | None:
-        """Return what ``resolve`` would, if nothing has to be done for it, else None.
+    def remembered(self, token: bytes) -> str | None:
+        """Return the identifier, if it is all there is to do about this token, else None.
 
-        That is: the owner is known for a good while yet, and acts for nobody else.
+        That is: its owner is known for a good while yet, and acts for nobody else. ``resolve``
+        would say the same, with Source.CACHE; this is for speed.
         """
         key = tokens.fingerprint(token)
-        answer = self._answers.get(key)
-        if (
-            answer is None
-            or answer.acts_for_others
-            or answer.fresh_until - self._clock() < self._refreshed_earliest
-        ):
+        try:
+            answer = self._answers[key]
+        except KeyError:
             return None
-        resolution = Resolution(answer.identifier, Source.CACHE, repeatable=True)
-        _log(key, resolution)
-        return resolution
+        if answer.acts_for_others:
+            return None
+        if answer.fresh_until - self._clock() < self._refreshed_earliest:
+            return None
+        if logger.isEnabledFor(logging.DEBUG):
+            _log(key, Resolution(answer.identifier, Source.CACHE))
+        return answer.identifier
 
     async def resolve(
         self, token: bytes | None, caller: Caller, uri: bytes | None = None
@@ -189,13 +192,13 @@ class Resolver:
         try:
             identifiers.from_user_id(user_id)
         except ValueError:
-            return service._replace(repeatable=False)  # nobody's; Synapse will say so
+            return replace(service, repeatable=False)  # nobody's; Synapse will say so
         key = tokens.fingerprint(question.key + user_id.encode())
         user = await self._resolve(replace(question, key=key, user_id=user_id))
         if user.source in (Source.CACHE, Source.WHOAMI, Source.STALE):
             return user
         # It may not act for this user, or nobody can be asked.
-        return service._replace(repeatable=False)
+        return replace(service, repeatable=False)
 
     async def _resolve(self, question: _Question) -> Resolution:
         """Return the answer that is remembered, or ask for one."""
@@ -240,6 +243,10 @@ class Resolver:
         return lookup
 
     async def _look_up(self, question: _Question) -> Resolution:
+        # One lookup starts in each round of the event loop. All at once, sixty of them would be a
+        # round of many milliseconds, and every request for a remembered token would wait for it.
+        async with self._turn:
+            await asyncio.sleep(0)
         try:
             owner = await self._lookup(question.token, question.caller, question.user_id)
             identifier = None if owner is None else identifiers.from_user_id(owner.user_id)
@@ -312,8 +319,7 @@ class Resolver:
 
 
 def _log(key: bytes, resolution: Resolution) -> None:
-    if logger.isEnabledFor(logging.DEBUG):
-        logger.debug("%s: %s (%s)", key.hex()[:12], resolution.identifier, resolution.source)
+    logger.debug("%s: %s (%s)", key.hex()[:12], resolution.identifier, resolution.source)
 
 
 def _decode(token: bytes) -> Resolution | None:

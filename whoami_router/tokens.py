@@ -44,9 +44,9 @@ def extract_token(headers: Headers) -> bytes | None:
     """
     authorization = headers.get(b"authorization")
     if authorization is not None:
-        scheme, _, token = authorization.partition(b" ")
+        token = authorization[7:]
         # A space is also in what was several headers.
-        if scheme == b"Bearer" and token and b" " not in token:
+        if authorization[:7] == b"Bearer " and token and b" " not in token:
             return token
     uri = original_uri(headers)
     return None if uri is None else _query_parameter(uri, "access_token")

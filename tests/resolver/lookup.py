@@ -59,5 +59,5 @@ def fallback(token):
 
 async def settle():
     """Let every task run until it waits for something outside."""
-    for _ in range(10):
+    for _ in range(50):
         await asyncio.sleep(0)

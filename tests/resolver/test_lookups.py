@@ -126,3 +126,18 @@ async def test_debug_log_tells_decisions_but_no_token(resolver, lookup, caplog):
     await resolver.resolve(b"very-secret", CALLER)
     assert "alice (whoami)" in caplog.text
     assert "very-secret" not in caplog.text
+
+
+async def test_lookups_start_one_by_one_so_that_others_get_their_turn(make_resolver, lookup):
+    resolver = make_resolver(max_lookups=20)
+    lookup.gate.clear()
+    asking = [asyncio.create_task(resolver.resolve(b"%d" % n, CALLER)) for n in range(20)]
+    started = most = 0
+    async with asyncio.timeout(5):
+        while started < 20:
+            await asyncio.sleep(0)
+            most = max(most, len(lookup.asked) - started)
+            started = len(lookup.asked)
+    assert most == 1
+    lookup.gate.set()
+    await asyncio.gather(*asking)

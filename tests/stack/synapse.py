@@ -191,7 +191,7 @@ def _client_listener(address: str) -> dict[str, Any]:
         "type": "http",
         **place,
         "x_forwarded": True,  # (!) or every device has the address of nginx, or of the router
-        "resources": [{"names": ["client"]}],
+        "resources": [{"names": ["client", "metrics"]}],
     }
 
 
