@@ -1,0 +1,1 @@
+"""What whoami-router costs, beside what it is compared with: ``make bench``."""
