@@ -1,7 +1,7 @@
 # Run it from a bare clone: each target first sets up what it needs, and a second run is quick.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench soak lint python-packages all-packages
+.PHONY: help demo test bench soak lint python-packages all-packages bench-packages
 # Set-up steps would get in each other's way.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
@@ -9,8 +9,10 @@
 PYTHON_PACKAGES := python3 python3-venv
 # gcc and the headers: PostgreSQL's client for Python is built from source.
 ALL_PACKAGES := $(PYTHON_PACKAGES) gcc libc6-dev libpq-dev python3-dev nginx postgresql redis-server \
-	docker-compose libfaketime wrk util-linux libnginx-mod-http-lua \
-	systemd
+	docker-compose libfaketime wrk util-linux systemd
+
+# Also compared with, where there is one.
+BENCH_PACKAGES := $(ALL_PACKAGES) libnginx-mod-http-lua
 
 # SYNAPSE_PYTHON=/path/to/python: a Python that has Synapse already.
 ifndef SYNAPSE_PYTHON
@@ -34,7 +36,7 @@ test: all-packages lint $(SYNAPSE)
 	.venv/bin/pytest
 
 RUNS := 3
-bench: all-packages .venv/.stamp $(SYNAPSE)
+bench: bench-packages .venv/.stamp $(SYNAPSE)
 	.venv/bin/python -m bench --runs $(RUNS)
 
 SOAK := 10
@@ -48,6 +50,9 @@ lint: .venv/.stamp
 
 python-packages:
 	@sh tests/stack/debian-packages.sh $(PYTHON_PACKAGES)
+
+bench-packages:
+	@sh tests/stack/debian-packages.sh $(BENCH_PACKAGES)
 
 all-packages:
 	@sh tests/stack/debian-packages.sh $(ALL_PACKAGES)

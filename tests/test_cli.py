@@ -304,13 +304,13 @@ def test_as_many_connections_may_wait_as_the_system_admits(tmp_path, synapse_url
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with Router(tmp_path, synapse_url, listen=f"unix:{path}") as router, ExitStack() as clients:
+        clients.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
         resolve(router)  # it serves
         router.send_signal(signal.SIGSTOP)
         for _ in range(most):
             client = clients.enter_context(socket.socket(socket.AF_UNIX))
             client.settimeout(0)
             client.connect(path)  # raises BlockingIOError when there is no room
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_connection_stays_open_between_requests(tmp_path, synapse_url):

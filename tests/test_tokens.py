@@ -32,6 +32,19 @@ NATIVE = b"syt_YWxpY2U_GPIkutRJaRjxLXIaUWCA_2e3JE1"
         pytest.param([(b"authorization", b"Bearer")], None, id="no token"),
         pytest.param([(b"authorization", b"Basic abc")], None, id="other scheme"),
         pytest.param([(b"authorization", b"Bearer a")] * 2, None, id="repeated header"),
+        pytest.param(
+            [(b"authorization", b"Bearer a"), (b"authorization", b"")], None, id="and an empty one"
+        ),
+        pytest.param(
+            [(b"cookie", b"1"), (b"cookie", b"2"), (b"authorization", b"Bearer a")],
+            b"a",
+            id="another header repeated",
+        ),
+        pytest.param(
+            [(b"x-original-uri", b"/s?access_token=a"), (b"x-original-uri", b"/?access_token=b")],
+            b"a",
+            id="repeated uri",
+        ),
         pytest.param([(b"x-original-uri", b"/s?access_token=abc")], b"abc", id="query"),
         pytest.param([(b"x-forwarded-uri", b"/s?access_token=abc")], b"abc", id="forwarded uri"),
         pytest.param(

@@ -136,7 +136,7 @@ def command() -> None:
     "edge-ttl",
     "SECONDS",
     _whole_seconds,
-    "How long nginx may repeat an answer, if its edge cache is on (0: not at all).",
+    "After how long nginx asks again, if its edge cache is on (0: it remembers nothing new).",
 )
 @_option(
     "native-tokens",

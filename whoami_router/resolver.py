@@ -161,7 +161,7 @@ class Resolver:
     async def resolve(
         self, token: bytes | None, caller: Caller, uri: bytes | None = None
     ) -> Resolution:
-        """Return where this token's request goes; waits at most as long as one lookup.
+        """Return where this token's request goes; waits hardly longer than one lookup takes.
 
         (Two, the first time that an application service acts for a user.) ``uri`` is what the
         client asked for.
@@ -243,8 +243,8 @@ class Resolver:
         return lookup
 
     async def _look_up(self, question: _Question) -> Resolution:
-        # One lookup starts in each round of the event loop. All at once, sixty of them would be a
-        # round of many milliseconds, and every request for a remembered token would wait for it.
+        # At most one lookup starts in a round of the event loop. All at once, sixty of them would
+        # be a round of many milliseconds, and whoever asks about a remembered token would wait.
         async with self._turn:
             await asyncio.sleep(0)
         try:

@@ -21,13 +21,13 @@ _BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 def by_name(headers: Sequence[tuple[bytes, bytes]]) -> Headers:
     """Return the headers of an ASGI scope by their names, which are in lower case.
 
-    Several of one name are one with commas in between (RFC 9110, section 5.3).
+    Of several by one name the first counts; of several ``Authorization`` none, as with Synapse.
     """
     found = dict(headers)
     if len(found) < len(headers):
-        found.clear()
-        for name, value in headers:
-            found[name] = found[name] + b", " + value if name in found else value
+        found = dict(reversed(headers))
+        if sum(name == b"authorization" for name, _ in headers) > 1:
+            del found[b"authorization"]
     return found
 
 
@@ -45,7 +45,6 @@ def extract_token(headers: Headers) -> bytes | None:
     authorization = headers.get(b"authorization")
     if authorization is not None:
         token = authorization[7:]
-        # A space is also in what was several headers.
         if authorization[:7] == b"Bearer " and token and b" " not in token:
             return token
     uri = original_uri(headers)

@@ -2,11 +2,13 @@
 
 import re
 import stat
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import httpx
 import pytest
+import yaml
 
 from tests.nginx.conftest import USERS
 from tests.nginx.edge_cache import CACHE, SYNC, ZONE, edge_site, files, identifier
@@ -84,11 +86,13 @@ def test_wrong_key_would_give_one_client_the_answer_of_another(setting, file, ol
 
 
 def test_known_users_keep_their_worker_while_the_router_is_dead(make_site, main, tmp_path):
-    with Router(tmp_path, f"http://{main.address}") as router:
+    with Router(tmp_path, f"http://{main.address}", "--edge-ttl", "1") as router:
         site = make_site(EDGE_CACHE, DEBUG_HEADERS, router_address=router.address)
         tokens = [f"token-{user}-{device}" for user in USERS for device in range(3)]
         before = {token: site.server(SYNC, token) for token in tokens}
-    for token in tokens:
+        last = time.monotonic()
+    wait_until(lambda: time.monotonic() > last + 2, "every answer is too old")
+    for token in tokens * 2:
         response = site.get(SYNC, token)
         assert response.headers["x-user-identifier"] == token.split("-")[1]
         assert response.json()["server"] == before[token]
@@ -144,6 +148,29 @@ def test_zone_bounds_what_is_written(setting):
     assert sum(file.stat().st_blocks * 512 for file in files(site)) <= 4096 * len(files(site))
 
 
+def test_directory_that_cannot_be_written_drops_clients_with_new_tokens(setting):
+    """As the documents say: nginx knows no way to go on without it."""
+    site = edge_site(setting)
+    assert identifier(site, token="known") == "known"
+    directory = site.nginx.files.parent / "edge"
+    directory.rename(directory.with_name("elsewhere"))
+    with pytest.raises(httpx.RemoteProtocolError):
+        identifier(site, token="new")
+    assert site.get(SYNC).status_code == 200  # nothing to be remembered
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["?%" * 3900 + "&=", "%" * 7800, "&" * 7800 + "=%", "a%" * 3900, "&access_token=" * 550],
+)
+def test_no_request_keeps_nginx_busy(setting, query):
+    """Expressions that backtrack would take seconds for it, and hold everybody up."""
+    site = edge_site(setting)
+    start = time.monotonic()
+    site.get(f"{SYNC}&{query}", authorization="Basic x")
+    assert time.monotonic() - start < 2
+
+
 def test_open_files_beyond_the_limit_would_break_routing(setting):
     limit = ("nginx.conf", "worker_rlimit_nofile 20000;", "worker_rlimit_nofile 150;")
     tokens = [f"t{number}" for number in range(400)]
@@ -157,6 +184,15 @@ def test_open_files_beyond_the_limit_would_break_routing(setting):
 def shipped_number(file, pattern):
     [number] = re.findall(pattern, (SHIPPED / file).read_text(), re.MULTILINE)
     return int(number)
+
+
+def test_compose_has_room_for_it_with_many_processors():
+    compose = yaml.safe_load((SHIPPED.parent / "docker-compose.yml").read_text())
+    [gigabytes] = re.fullmatch(r"(\d+)g", compose["services"]["nginx"]["shm_size"]).groups()
+    zone = shipped_number(ZONE, r"keys_zone=whoami_router:(\d+)m")
+    kept_open = shipped_number(CACHE, r"^open_file_cache +max=(\d+) ")
+    workers = 32
+    assert (zone * 8_000 + kept_open * workers) * 4096 < int(gigabytes) * 2**30
 
 
 def test_shipped_bounds_fit_each_other():
