@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from bench import report
+from bench.plot import draw
+from bench.results import Results
 from tests.deployment.figures import ALLOWED
 
 ROOT = Path(__file__).parents[1]
@@ -42,3 +45,26 @@ def test_readme_quotes_what_was_measured(measured):
     figures = {row["fault"]: row for row in measured}
     for row in quoted:
         assert row.items() <= figures[row["fault"]].items()
+
+
+PERFORMANCE = [
+    ("performance.json", "targets"),
+    *(
+        ("performance.json", part)
+        for part in ("hits", "service", "processes", "misses", "storm", "memory", "syncs")
+    ),
+    ("performance-njs.json", "hits"),
+]
+
+
+@pytest.mark.parametrize(("file", "part"), PERFORMANCE)
+def test_performance_tables_are_what_the_benchmark_wrote(file, part):
+    results = Results.read(ROOT / "docs" / file)
+    table = report.targets(results) if part == "targets" else report.figures(results, part)
+    assert table in (ROOT / "docs/performance.md").read_text()
+
+
+def test_readme_shows_the_picture_of_the_same_results(tmp_path):
+    draw(Results.read(ROOT / "docs/performance.json"), tmp_path / "drawn.svg")
+    assert "](docs/performance.svg)" in (ROOT / "README.md").read_text()
+    assert (ROOT / "docs/performance.svg").read_text() == (tmp_path / "drawn.svg").read_text()
