@@ -6,8 +6,9 @@ from pathlib import Path
 from tests.stack.process import Process, accepts, free_port
 
 # Taken out: nginx has a use of its own for this variable, and would take ours for sockets.
-NGINX = os.environ.pop("NGINX", "nginx")
-"""The nginx that everything is measured with."""
+_named = os.environ.pop("NGINX", "nginx")
+NGINX = str(Path(_named).absolute()) if "/" in _named else _named
+"""The nginx that all but real syncs are measured with."""
 
 # What a worker answers is as long as Synapse's answer to a sync without news, and has the
 # headers that Synapse sends. It names its port, so that one can see where a request went.
