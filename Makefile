@@ -1,7 +1,7 @@
 # Run it from a bare clone: each target first sets up what it needs, and a second run is quick.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench soak lint python-packages all-packages bench-packages
+.PHONY: help demo test bench soak endpoints lint python-packages all-packages bench-packages
 # Set-up steps would get in each other's way.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
@@ -22,6 +22,7 @@ help:
 	@echo "make test             all checks and tests, as .ci/run does"
 	@echo "make bench            what it costs, beside other ways to do it (RUNS=3; NGINX=/another/nginx)"
 	@echo "make soak             the faults, floods and fuzz again, ten times as long (SOAK=10)"
+	@echo "make endpoints        how the endpoints of the installed Synapse differ from those we route"
 	@echo "make lint             ruff and mypy only"
 	@echo
 	@echo "Needs Debian 12 or later (or a relative) and root or sudo for the packages it lacks."
@@ -39,6 +40,9 @@ bench: bench-packages .venv/.stamp $(SYNAPSE)
 SOAK := 10
 soak: all-packages .venv/.stamp $(SYNAPSE)
 	WHOAMI_ROUTER_SOAK=$(SOAK) .venv/bin/pytest tests/deployment/faults tests/fuzz tests/resolver/test_memory.py
+
+endpoints: all-packages .venv/.stamp $(SYNAPSE)
+	@.venv/bin/python -m tests.endpoints
 
 lint: .venv/.stamp
 	.venv/bin/ruff check

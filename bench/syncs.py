@@ -57,7 +57,7 @@ would cost round robin something that it does not cost in the long run.
 """
 
 _NO_LOOKUP = ("snippets/route_by_user.conf", "auth_request /_whoami_router/resolve;", "")
-_NO_HASH = ("conf.d/upstreams.conf", "hash $sync_routing_key consistent;", "")
+_NO_HASH = ("conf.d/upstreams.conf", "hash $routing_key consistent;", "")
 
 # Edits to the shipped files. If the router is not asked they route by token.
 _ROUTINGS = {"by user": [], "by token": [_NO_LOOKUP], "round robin": [_NO_LOOKUP, _NO_HASH]}

@@ -13,8 +13,8 @@ HEADERS = ("content-type", "content-length", "www-authenticate", "cache-control"
 
 @pytest.fixture(scope="session")
 def deployment(tmp_path_factory):
-    """The deployment; in the end none of the tokens of all tests may stand in a log."""
-    with deployed() as running:
+    """The deployment, with a worker for each class; in the end none of the tokens of all tests may stand in a log."""
+    with deployed(every_class=True) as running:
         yield running
         assert disclosed([running.directory, tmp_path_factory.getbasetemp()]) == {}
 

@@ -13,7 +13,7 @@ import pytest
 from starlette.responses import Response
 
 from tests.fake_synapse import served
-from tests.nginx import edge_cache
+from tests.nginx import edge, edge_cache
 from tests.nginx.conftest import USERS, FakeRouter
 from tests.stack.nginx import ACCESS_LOG, DEBUG_HEADERS, SHIPPED
 from tests.stack.process import wait_until
@@ -264,10 +264,10 @@ TRAPS = [
     (MAPS, '    "~^[^?]*', query_token_keeps_its_worker_without_router),
     (UPSTREAMS, "    hash $token_routing_key", each_token_is_asked_of_one_router),
     (UPSTREAMS, "    keepalive 32;", synapse_is_asked_over_one_connection),
-    (UPSTREAMS, "    hash $sync_routing_key", each_user_keeps_its_worker(SYNC)),
+    (UPSTREAMS, "    hash $routing_key", each_user_keeps_its_worker(SYNC)),
     (SERVER, "    proxy_next_upstream_timeout ", slow_sync_is_not_started_on_a_second_worker),
     (PROXY, "proxy_http_version 1.1;", synapse_is_asked_over_one_connection),
-    (PROXY, 'proxy_set_header Connection "";', synapse_is_asked_over_one_connection),
+    (PROXY, "proxy_set_header Connection ", synapse_is_asked_over_one_connection),
     (PROXY, "proxy_set_header Host ", synapse_sees("host", "example.org", host="example.org")),
     (
         PROXY,
@@ -291,6 +291,7 @@ TRAPS = [
     ),
     ("nginx.conf", "error_log stderr emerg;", no_log_shows_a_query_token),
     *edge_cache.TRAPS,
+    *edge.TRAPS,
 ]
 
 

@@ -12,15 +12,25 @@ from typing import Any
 
 import httpx
 
-from tests.stack.nginx import ACCESS_LOG, DEBUG_HEADERS, Nginx
+from tests.stack.nginx import ACCESS_LOG, DEBUG_HEADERS, POOLS, Nginx
 from tests.stack.postgres import Postgres
 from tests.stack.process import Process, free_port, wait_until
 from tests.stack.redis import Redis
 from tests.stack.router import Router
-from tests.stack.synapse import Bridge, Main, SharedConfiguration, Worker
+from tests.stack.synapse import (
+    Bridge,
+    ForkedWorkers,
+    Main,
+    SharedConfiguration,
+    Worker,
+    every_stream_has_a_writer,
+)
 
 # The main process's UNIX socket is for routers, and nobody else asks there.
 _LOOKUP = re.compile(r' synapse\.access\.http\.unix - .* "GET (\S+/account/whoami\S*) HTTP')
+
+# The pools that every deployment has.
+_OTHERWISE = ("main", "sync", "initial_sync")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +56,7 @@ class Deployment:
     router: Router
     nginx: Nginx
     upstreams: Mapping[str, tuple[str, ...]]
+    every_class: ForkedWorkers | None
 
     def route(self, response: httpx.Response) -> Route:
         """Return which way a sync went."""
@@ -71,11 +82,13 @@ def deployed(
     progress: Callable[[str], object] = lambda _: None,
     *,
     settings: Mapping[str, Any] = MappingProxyType({}),
+    every_class: bool = False,
 ) -> Iterator[Deployment]:
     """Start everything; afterwards stop everything, also after an error.
 
     ``progress`` is told what is being started. ``settings`` are Synapse's, besides those that
-    every deployment here has. Raises DidNotHappen, with the end of the log of the program that
+    every deployment here has. With ``every_class`` each pool of the shipped upstreams.conf has a
+    worker. Raises DidNotHappen, with the end of the log of the program that
     did not start.
     """
     with ExitStack() as stack:
@@ -103,6 +116,8 @@ def deployed(
 
         progress("Synapse's main process, which makes its tables first")
         bridge = Bridge(directory)
+        if every_class:
+            settings = {**settings, **every_stream_has_a_writer(directory)}
         shared = SharedConfiguration(directory, postgres, redis, bridge, settings)
         main = Main(shared, [tcp(), unix("main")])
         start(main)
@@ -115,7 +130,10 @@ def deployed(
             "initial-2": tcp(),
         }
         workers = {name: Worker(shared, name, address) for name, address in addresses.items()}
-        start(*workers.values())
+        classes = ForkedWorkers(
+            shared, {name: unix(name) for name in POOLS if name not in _OTHERWISE}
+        )
+        start(*workers.values(), *[classes] * every_class)
 
         progress("whoami-router and nginx")
         router = Router(
@@ -127,6 +145,8 @@ def deployed(
             "synapse_sync": (addresses["sync-1"], addresses["sync-2"]),
             "synapse_initial_sync": (addresses["initial-1"], addresses["initial-2"]),
         }
+        if every_class:
+            upstreams |= {f"synapse_{n}": (address,) for n, address in classes.addresses.items()}
         nginx = Nginx(directory, upstreams, edits=[DEBUG_HEADERS, ACCESS_LOG])
         start(router, nginx)
 
@@ -140,4 +160,5 @@ def deployed(
             router,
             nginx,
             upstreams,
+            classes if every_class else None,
         )

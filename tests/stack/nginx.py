@@ -3,12 +3,17 @@
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from tests.stack.process import Process, accepts, free_port
 
 SHIPPED = Path(__file__).parents[2] / "nginx"
+
+POOLS = re.findall(
+    r"^upstream synapse_(\w+)", (SHIPPED / "conf.d/upstreams.conf").read_text(), re.MULTILINE
+)
+"""The names of the pools of Synapse's processes, without their prefix."""
 
 # Edits that an administrator may make: a line each.
 EDGE_CACHE = (
@@ -24,7 +29,7 @@ DEBUG_HEADERS = (
 ACCESS_LOG = (
     "conf.d/access_log.conf",
     "\naccess_log off;",
-    "\naccess_log /dev/stdout without_query;",
+    "\naccess_log /dev/stdout routing;",
 )
 
 
@@ -62,8 +67,10 @@ def _keep_within(directory: Path, files: Path) -> None:
 class Nginx(Process):
     """The shipped files, with addresses of its own in conf.d/upstreams.conf.
 
-    Besides these only the port it listens on and the place of its temporary files differ, so
-    that several can run at once. ``edits`` are further replacements, (file, old, new) each.
+    ``upstreams`` are the workers there are; the lines of groups without workers are deleted, as an
+    administrator would. Besides these only the port it listens on and the place of its temporary
+    files differ, so that several can run at once. ``edits`` are further replacements, (file, old,
+    new) each.
     """
 
     def __init__(
@@ -81,6 +88,7 @@ class Nginx(Process):
         shutil.copytree(SHIPPED, self.files)
         for name, servers in upstreams.items():
             self._set_servers(name, servers)
+        self._keep_pools(upstreams)
         self.edit("conf.d/synapse.conf", "listen 8080;", f"listen {self.address};")
         _keep_within(directory, self.files)
         for file, old, new in edits:
@@ -102,11 +110,18 @@ class Nginx(Process):
 
     def _set_servers(self, upstream: str, servers: Sequence[str]) -> None:
         path = self.files / "conf.d/upstreams.conf"
-        lines = "".join(f"    server {address};\n" for address in servers)
-        text, count = re.subn(
-            rf"(upstream {upstream} {{[^}}]*?)(    server [^\n]*\n)+",
-            rf"\g<1>{lines}",
-            path.read_text(),
+        text = path.read_text()
+        found = re.search(
+            rf"upstream {upstream} {{[^}}]*?((?:    server \S+?(?P<more>(?: [^;]*)?);\n)+)", text
         )
-        assert count == 1, f"no upstream {upstream}"
-        path.write_text(text)
+        assert found, f"no upstream {upstream}"
+        lines = "".join(f"    server {address}{found['more']};\n" for address in servers)
+        path.write_text(text[: found.start(1)] + lines + text[found.end(1) :])
+
+    def _keep_pools(self, names: Collection[str]) -> None:
+        path = self.files / "conf.d/upstreams.conf"
+        lines = path.read_text().splitlines(keepends=True)
+        row = re.compile(r"    \w+ +(synapse_\w+);\n")
+        path.write_text(
+            "".join(line for line in lines if not (m := row.fullmatch(line)) or m[1] in names)
+        )

@@ -96,7 +96,7 @@ class SharedConfiguration:
                     },
                 },
                 "redis": {"enabled": True, "path": str(redis.path)},
-                "instance_map": {"main": {"path": str(directory / "replication.sock")}},
+                "instance_map": {"main": {"path": str(_replication_socket(directory, "main"))}},
                 "app_service_config_files": [str(bridge.registration)],
                 # Every kind of token that Synapse issues by itself.
                 "allow_guest_access": True,
@@ -149,17 +149,18 @@ class Main(Synapse):
     """The main process, which the workers depend on."""
 
     def __init__(self, shared: SharedConfiguration, addresses: Sequence[str]) -> None:
-        replication = {
-            "type": "http",
-            "path": str(shared.directory / "replication.sock"),
-            "resources": [{"names": ["replication"]}],
-        }
+        replication = _replication_listener(shared.directory, "main")
         super().__init__(
             "synapse.app.homeserver",
             "main",
             addresses,
             shared=shared,
-            own={"listeners": [*map(_client_listener, addresses), replication]},
+            own={
+                "listeners": [
+                    *(_client_listener(address, "federation") for address in addresses),
+                    replication,
+                ]
+            },
         )
 
 
@@ -181,7 +182,83 @@ class Worker(Synapse):
         )
 
 
-def _client_listener(address: str) -> dict[str, Any]:
+STREAMS = (
+    "account_data",
+    "device_lists",
+    "presence",
+    "push_rules",
+    "quarantined_media_changes",
+    "receipts",
+    "thread_subscriptions",
+    "to_device",
+    "typing",
+)
+"""The streams whose writer may be a worker, but for that of events."""
+
+_MEDIA = ("media", "quarantined_media_changes")
+
+
+def every_stream_has_a_writer(directory: Path) -> dict[str, Any]:
+    """Return what all processes are told if each stream's writer is a worker of its name."""
+    return {
+        "stream_writers": {stream: stream for stream in STREAMS},
+        "instance_map": {
+            name: {"path": str(_replication_socket(directory, name))} for name in ("main", *STREAMS)
+        },
+        "enable_media_repo": False,
+        "media_instance_running_background_jobs": "media",
+        "update_user_directory_from_worker": "user_directory",
+    }
+
+
+class ForkedWorkers(Process):
+    """A worker for each name, which listens at its address; forked from one process.
+
+    They share what they have imported: twenty start in the time of three. Only for workers that no
+    test stops.
+    """
+
+    def __init__(self, shared: SharedConfiguration, addresses: Mapping[str, str]) -> None:
+        self.addresses = addresses
+        arguments: list[str | Path] = []
+        for name, address in addresses.items():
+            listeners = [_client_listener(address, "federation", *["media"] * (name in _MEDIA))]
+            if name in STREAMS:
+                listeners.append(_replication_listener(shared.directory, name))
+            configuration = shared.directory / f"{name}.yaml"
+            _write(
+                configuration,
+                {
+                    "worker_app": "synapse.app.generic_worker",
+                    "worker_name": name,
+                    "worker_listeners": listeners,
+                    "enable_media_repo": name in _MEDIA,
+                },
+            )
+            arguments += ["--", "synapse.app.generic_worker"]
+            arguments += ["-c", shared.path, "-c", configuration]
+        super().__init__(
+            "Synapse's workers",
+            [PYTHON, "-m", "synapse.app.complement_fork_starter", shared.path, *arguments],
+            shared.directory / "workers.log",
+            ready=lambda: all(map(accepts, addresses.values())),
+            seconds=180,
+        )
+
+
+def _replication_socket(directory: Path, name: str) -> Path:
+    return directory / ("replication.sock" if name == "main" else f"{name}-replication.sock")
+
+
+def _replication_listener(directory: Path, name: str) -> dict[str, Any]:
+    return {
+        "type": "http",
+        "path": str(_replication_socket(directory, name)),
+        "resources": [{"names": ["replication"]}],
+    }
+
+
+def _client_listener(address: str, *more: str) -> dict[str, Any]:
     if address.startswith("unix:"):
         place: dict[str, Any] = {"path": address.removeprefix("unix:")}
     else:
@@ -191,7 +268,8 @@ def _client_listener(address: str) -> dict[str, Any]:
         "type": "http",
         **place,
         "x_forwarded": True,  # (!) or every device has the address of nginx, or of the router
-        "resources": [{"names": ["client", "metrics"]}],
+        "request_id_header": "X-Request-ID",
+        "resources": [{"names": ["client", "metrics", *more]}],
     }
 
 

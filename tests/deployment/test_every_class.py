@@ -1,0 +1,87 @@
+"""Real workers, one of each class: what nginx sends to them they serve."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from tests.endpoints.__main__ import installed
+from tests.endpoints.samples import samples
+from tests.nginx.test_endpoints import CASES
+
+METHODS = ("GET", "POST", "PUT", "DELETE")
+
+
+@pytest.fixture(scope="module")
+def through(deployment):
+    with httpx.Client(base_url=deployment.nginx.url, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def straight(deployment):
+    with httpx.Client(base_url=f"http://{deployment.main.addresses[0]}", timeout=60) as client:
+        yield client
+
+
+def unknown(response):
+    """Return whether Synapse has no such endpoint, or none for this method."""
+    if response.status_code not in (404, 405):
+        return False
+    if response.headers["content-type"] != "application/json":
+        return True
+    return response.json()["errcode"] == "M_UNRECOGNIZED"
+
+
+def unknown_by_worker_only(through, straight, requests):
+    """Send each without a token both ways; return what only Synapse's main process knows."""
+
+    def compare(request):
+        by_worker = through.request(*request)
+        return unknown(by_worker) and not unknown(straight.request(*request))
+
+    with ThreadPoolExecutor(8) as threads:
+        found = threads.map(compare, requests)
+        return [request for request, only in zip(requests, found, strict=True) if only]
+
+
+def test_workers_know_of_every_listed_endpoint_what_the_main_process_knows(through, straight):
+    requests = [(method, path) for _, path in CASES for method in METHODS]
+    assert unknown_by_worker_only(through, straight, requests) == []
+
+
+@pytest.fixture(scope="module")
+def registered():
+    return installed()
+
+
+def test_nothing_that_synapse_registers_is_sent_to_a_worker_that_does_not_know_it(
+    through, straight, registered
+):
+    requests = [
+        (method, path)
+        for pattern, methods in registered["homeserver"].items()
+        for path in samples(pattern)
+        for method in methods
+    ]
+    assert len(requests) > 500
+    assert unknown_by_worker_only(through, straight, requests) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/_matrix/client/v1/media/config"),
+        ("GET", "/_matrix/client/v1/media/download/example.org/x"),
+        ("GET", "/_matrix/media/v3/config"),
+        ("POST", "/_matrix/media/v3/upload"),
+        ("GET", "/_matrix/federation/v1/media/download/x"),
+        ("POST", "/_synapse/admin/v1/purge_media_cache"),
+        ("POST", "/_synapse/admin/v1/quarantine_media/x"),
+        ("POST", "/_matrix/client/v3/user_directory/search"),
+        ("PUT", "/_matrix/client/v3/rooms/!x/typing/@x:example.org"),
+        ("PUT", "/_matrix/client/v3/sendToDevice/m.x/1"),
+    ],
+)
+def test_classes_know_what_only_they_serve(through, method, path):
+    assert through.request(method, path).status_code in (401, 403)
