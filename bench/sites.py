@@ -25,9 +25,9 @@ def _answer(lines: str) -> Edit:
 
 
 _NO_AUTH_REQUEST: Edit = (
-    "conf.d/synapse.conf",
-    "/sync$ {\n        include snippets/route_by_user.conf;\n",
-    "/sync$ {\n",
+    "snippets/route_by_user.conf",
+    "auth_request /_whoami_router/resolve;",
+    "",
 )
 # The name of a user as it stands in a token of Synapse's, not decoded.
 _TOKEN_MAP: Edit = (

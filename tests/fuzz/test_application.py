@@ -288,7 +288,7 @@ def test_every_answer_is_proper_and_the_next_request_is_answered_right(native_to
         await answered_after_all(app, clock)
         assert synapse.improper == []
 
-    @settings(max_examples=times(250), deadline=None)
+    @settings(max_examples=times(250))
     @given(st.lists(st.tuples(requests, answers, seconds), min_size=1, max_size=8))
     def check(steps):
         asyncio.run(run(steps))
@@ -329,7 +329,6 @@ def test_no_wish_to_be_left_alone_is_for_ever(retry_after, before):
         asyncio.run(run())
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(names, values)))
 @example([(b"authorization", b"Bearer " + b"a" * 65536)])
 def test_absurd_headers_are_answered(headers):

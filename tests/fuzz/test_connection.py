@@ -611,7 +611,7 @@ def mutations(draw):
     return [data[start:end] for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True)]
 
 
-@settings(max_examples=times(300), deadline=None)
+@settings(max_examples=times(300))
 @given(mutations())
 def test_damaged_requests_get_proper_answers_or_none(router, pieces):
     with Connection(router) as connection:

@@ -222,7 +222,7 @@ def test_pool_without_workers_falls_back_to_another_pool_that_is_named(start):
     assert arrives_at(client, A_PATH["keys"]) == "client_reader"
 
 
-@pytest.mark.parametrize("stream", ["account_data", "presence", "push_rules"])
+@pytest.mark.parametrize("stream", ["account_data", "push_rules"])
 def test_readers_serve_what_is_read_of_a_stream_that_the_main_process_writes(start, stream):
     file = "conf.d/upstreams.conf"
     written, read = [f"    {f'{stream}{end}':26} synapse_{stream};" for end in ("", "_read")]

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from tests.fake_synapse import FakeSynapse, served
+from tests.nginx.conftest import USERS
 from tests.stack.nginx import Nginx
 
 CLIENT = "/_matrix/client/v3"
@@ -41,13 +42,16 @@ def start(workers, pools, router):
 
 @pytest.fixture(scope="module")
 def nginx(start):
-    return start("event_creator", "rooms", "pagination", "typing", "federation_inbound")
+    return start(
+        *("event_creator", "rooms", "pagination", "typing", "receipts", "federation_inbound"),
+        *("account_data", "push_rules", "device_lists"),
+    )
 
 
-def server(nginx, path, method="GET", source="127.0.0.1"):
+def server(nginx, path, method="GET", token=None, source="127.0.0.1"):
     """Return which worker answers; asked with http.client, which changes nothing in a path."""
     with closing(http.client.HTTPConnection(nginx.address, source_address=(source, 0))) as client:
-        client.request(method, path)
+        client.request(method, path, headers={"authorization": f"Bearer {token}"} if token else {})
         return json.load(client.getresponse())["server"]
 
 
@@ -58,6 +62,7 @@ OF_A_ROOM = [
     ("POST", f"{CLIENT}/join/<room>"),
     ("POST", f"{CLIENT}/knock/<room>"),
     ("PUT", f"{CLIENT}/rooms/<room>/typing/@alice:example.org"),
+    ("POST", f"{CLIENT}/rooms/<room>/receipt/m.read/$event"),
     ("GET", f"{CLIENT}/rooms/<room>/messages"),
     ("GET", "/_matrix/client/api/v1/rooms/<room>/messages"),
     ("GET", f"{CLIENT}/rooms/<room>/members"),
@@ -115,9 +120,28 @@ def test_other_server_reaches_one_worker_by_its_address(nginx):
     assert set.union(*reached) == {"one", "two"}
 
 
+@pytest.mark.parametrize(
+    "path", [f"{CLIENT}/user/@alice:example.org/account_data/m.direct", f"{CLIENT}/pushrules/"]
+)
+def test_what_users_read_of_their_own_they_read_from_one_worker(nginx, path):
+    reached = [
+        {server(nginx, path, token=f"token-{user}-{device}") for device in range(3)}
+        for user in USERS
+    ]
+    assert all(len(servers) == 1 for servers in reached)
+    assert set.union(*reached) == {"one", "two"}
+
+
+def test_device_reaches_one_worker_by_its_token(nginx):
+    path = f"{CLIENT}/devices"
+    reached = [{server(nginx, path, token=f"unknown-{n}") for _ in range(4)} for n in range(12)]
+    assert all(len(servers) == 1 for servers in reached)
+    assert set.union(*reached) == {"one", "two"}
+
+
 def test_requests_without_a_key_take_turns(start):
     nginx = start("client_reader", "login")
     for path in (f"{CLIENT}/capabilities", f"{CLIENT}/login"):
-        servers = [server(nginx, path) for _ in range(8)]
-        assert servers == servers[:2] * 4
-        assert set(servers) == {"one", "two"}
+        servers = [server(nginx, path) for _ in range(20)]
+        # Each of nginx's own workers counts for itself.
+        assert min(servers.count(name) for name in ("one", "two")) >= 5

@@ -340,7 +340,10 @@ def test_promise_that_no_single_line_keeps(setting, promise):
 
 
 def test_every_marked_line_is_among_the_traps():
-    """A line marked (!), or the directive below such a comment, has a trap of its own."""
+    """A line marked (!), or the directive below such a comment, has a trap of its own.
+
+    A map has it if one of its lines has.
+    """
     marked = []
     for path in sorted(SHIPPED.rglob("*.conf")):
         lines = path.read_text().splitlines()
@@ -352,10 +355,12 @@ def test_every_marked_line_is_among_the_traps():
                 number += 1  # noqa: PLW2901
                 directive = lines[number]
             if directive:  # else it is the comment that explains the mark
-                marked.append((str(path.relative_to(SHIPPED)), directive))
+                end = lines.index("}", number) if directive.startswith("map ") else number + 1
+                marked.append((str(path.relative_to(SHIPPED)), lines[number:end]))
     assert len(marked) >= 10  # or the search finds nothing
-    for file, directive in marked:
-        assert any(file == trap and directive.startswith(start) for trap, start, _ in TRAPS), (
-            file,
-            directive,
-        )
+    for file, directives in marked:
+        assert any(
+            file == trap and directive.startswith(start)
+            for trap, start, _ in TRAPS
+            for directive in directives
+        ), (file, directives)
