@@ -10,11 +10,19 @@ from tests.stack.process import wait_until
 # Everything about a response but what differs from one response to the next.
 HEADERS = ("content-type", "content-length", "www-authenticate", "cache-control")
 
+# What clients do, beyond what every deployment here allows: register by themselves, and show
+# whether they are there.
+SETTINGS = {
+    "enable_registration": True,
+    "enable_registration_without_verification": True,
+    "presence": {"enabled": True},
+}
+
 
 @pytest.fixture(scope="session")
 def deployment(tmp_path_factory):
-    """The deployment, with a worker for each class; in the end none of the tokens of all tests may stand in a log."""
-    with deployed(every_class=True) as running:
+    """The deployment, with a worker for each class; no log may show a token of any test."""
+    with deployed(every_class=True, settings=SETTINGS) as running:
         yield running
         assert disclosed([running.directory, tmp_path_factory.getbasetemp()]) == {}
 

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from tests.stack.nginx import SHIPPED
+from tests.stack.nginx import POOLS, SHIPPED
 from tests.stack.synapse import PYTHON
 from whoami_router import whoami
 
@@ -20,7 +20,7 @@ def idle_seconds_of_synapse():
 def test_nginx_gives_up_idle_connections_before_synapse(idle_seconds_of_synapse):
     text = (SHIPPED / "conf.d/upstreams.conf").read_text()
     pools = re.findall(r"upstream synapse_\w+ {[^}]*keepalive_timeout (\d+)s;", text)
-    assert len(pools) == 3
+    assert len(pools) == len(POOLS)
     assert all(int(seconds) < idle_seconds_of_synapse for seconds in pools)
 
 

@@ -211,6 +211,17 @@ def every_stream_has_a_writer(directory: Path) -> dict[str, Any]:
     }
 
 
+# Synapse's own starter, without its first step: it would see to the tables, which the main process
+# does at the same time.
+_FORK = """
+import sys, types
+nothing = types.SimpleNamespace(main=lambda: None)
+sys.modules["synapse._scripts.update_synapse_database"] = nothing
+from synapse.app import complement_fork_starter
+complement_fork_starter.main()
+"""
+
+
 class ForkedWorkers(Process):
     """A worker for each name, which listens at its address; forked from one process.
 
@@ -239,7 +250,7 @@ class ForkedWorkers(Process):
             arguments += ["-c", shared.path, "-c", configuration]
         super().__init__(
             "Synapse's workers",
-            [PYTHON, "-m", "synapse.app.complement_fork_starter", shared.path, *arguments],
+            [PYTHON, "-c", _FORK, shared.path, *arguments],
             shared.directory / "workers.log",
             ready=lambda: all(map(accepts, addresses.values())),
             seconds=180,
