@@ -10,9 +10,10 @@ from tests.stack.process import wait_until
 # Everything about a response but what differs from one response to the next.
 HEADERS = ("content-type", "content-length", "www-authenticate", "cache-control")
 
-# What clients do, beyond what every deployment here allows: register by themselves, and show
-# whether they are there.
+# Beyond what every deployment here has: clients register by themselves and show whether they are
+# there, and Synapse has metrics, which are not for them.
 SETTINGS = {
+    "enable_metrics": True,
     "enable_registration": True,
     "enable_registration_without_verification": True,
     "presence": {"enabled": True},

@@ -1,6 +1,8 @@
 """Real workers, one of each class: what nginx sends to them they serve."""
 
+import http.client
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import httpx
 import pytest
@@ -85,3 +87,64 @@ def test_nothing_that_synapse_registers_is_sent_to_a_worker_that_does_not_know_i
 )
 def test_classes_know_what_only_they_serve(through, method, path):
     assert through.request(method, path).status_code in (401, 403)
+
+
+def cors(client, path):
+    response = client.options(path)
+    assert (response.status_code, response.content) == (204, b"")
+    prefix = "access-control-"
+    return {name: value for name, value in response.headers.items() if name.startswith(prefix)}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/_matrix/client/v3/sync",
+        "/_matrix/media/v3/upload",
+        "/_matrix/client/v1/media/config",
+        "/_matrix/federation/v1/version",
+        "/_matrix/client/unstable/org.matrix.msc4108/rendezvous",
+        "/_synapse/client/pick_idp",
+        "/_synapse/admin/v1/server_version",
+        "/.well-known/matrix/client",
+    ],
+)
+def test_preflight_is_answered_as_synapse_answers_it(through, straight, path):
+    answered = cors(through, path)
+    if "rendezvous" not in path:
+        assert answered.pop("access-control-max-age") == "86400"
+    assert answered == cors(straight, path)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "/_synapse/metrics",
+        "/_synapse/%6Detrics",
+        "/%5Fsynapse/metrics",
+        "/_synapse/metrics/../../_matrix/client/versions",
+        "/_synapse/metrics/%2e%2e/%2e%2e/_matrix/client/versions",
+        "/_synapse/metrics/..%2f..%2f_matrix/client/versions",
+        "/_matrix/../_synapse/metrics",
+        "/_synapse/client/../metrics",
+        "//_synapse/metrics",
+    ],
+)
+def test_strangers_do_not_read_synapses_metrics(deployment, uri):
+    def ask(address, **headers):
+        with closing(http.client.HTTPConnection(address)) as client:
+            client.putrequest("GET", uri)
+            for name, value in headers.items():
+                client.putheader(name.replace("_", "-"), value)
+            client.endheaders()
+            response = client.getresponse()
+            return response.status, response.read()
+
+    # Of a proxy that nginx does not know.
+    status, body = ask(deployment.nginx.address, X_Forwarded_For="203.0.113.1")
+    assert status in (403, 404)
+    assert b"synapse_" not in body
+
+
+def test_metrics_are_there_for_those_who_may_read_them(through):
+    assert "synapse_http_server" in through.get("/_synapse/metrics").text
