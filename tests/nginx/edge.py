@@ -22,7 +22,7 @@ VERSIONS = "/_matrix/client/versions"
 CLIENTS = "conf.d/clients.conf"
 SERVER = "conf.d/synapse.conf"
 ROUTES = "conf.d/routes.conf"
-LOGS = "snippets/log_format.conf"
+LOGS = "conf.d/log_format.conf"
 UPSTREAMS = "conf.d/upstreams.conf"
 
 # As Synapse sends them (set_cors_headers in synapse/http/server.py).
@@ -277,16 +277,24 @@ def log_shows_paths_and_no_secrets(setting):
 
 
 # File, how the lines to delete begin, and what they promise; as in test_traps.py.
+def dead_sync_workers_are_answered_in_json(setting):
+    site = setting.site(initial=[setting.dead_address])
+    response = site.get("/_matrix/client/v3/sync")
+    assert response.status_code == 503
+    assert response.headers["content-type"] == "application/json"
+
+
 TRAPS = [
     (CLIENTS, '    "~^/_matrix/" ', everyone_reaches_what_is_public),
     (CLIENTS, '    "~^/_synapse/client/" ', everyone_reaches_what_is_public),
-    (CLIENTS, '    "~^/\\.well-known/matrix/" ', everyone_reaches_what_is_public),
+    (CLIENTS, '    "~^/\\.well-known/" ', everyone_reaches_what_is_public),
     (CLIENTS, '    "~*/(\\.|%2e)', dots_lead_nobody_to_private_endpoints),
     (CLIENTS, "    default  1;", strangers_do_not_reach_private_endpoints),
     (CLIENTS, '    ""      0;', unlisted_proxy_brings_nobody_to_private_endpoints),
     (ROUTES, '    "~^(?<path_as_written>', everyone_reaches_what_is_public),
     (ROUTES, "    pagination ", messages_of_a_room_are_read_from_one_worker),
     (ROUTES, "    federation_inbound ", transactions_of_a_server_keep_their_order),
+    (SERVER, "    recursive_error_pages on;", dead_sync_workers_are_answered_in_json),
     (LOGS, '    default    "$logged_path?(hidden)"', log_shows_paths_and_no_secrets),
     (LOGS, '    "~*^(?<path_before_query>', log_shows_paths_and_no_secrets),
 ]

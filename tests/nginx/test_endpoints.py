@@ -253,7 +253,7 @@ def test_matrix_authentication_service_is_switched_on_by_its_lines(start, labell
     client = start(
         (file, f"    {'login':26} synapse_login;\n", ""),
         *((file, line, line.replace("#", "")) for line in lines),
-        (file, "server 127.0.0.1:8080;", f"server {labelled['typing']};"),
+        (file, "server 127.0.0.1:8180;", f"server {labelled['typing']};"),
     )
     for path in ("login", "login/sso/redirect", "logout", "logout/all", "refresh"):
         assert arrives_at(client, f"/_matrix/client/v3/{path}", "POST") == "typing"

@@ -219,6 +219,7 @@ def no_log_shows_a_query_token(setting):
     """Neither of a served request nor of one whose upstreams are dead."""
     site = setting.site(
         ACCESS_LOG,
+        ("nginx.conf", "error_log stderr emerg;", "error_log stderr error;"),  # as Debian's
         router_address=setting.dead_address,
         initial=(setting.dead_address, "unix:/nowhere/synapse.sock"),
     )
@@ -289,7 +290,7 @@ TRAPS = [
         "proxy_set_header X-User-Identifier-Source ",
         synapse_sees("x-user-identifier-source", None, **{"x-user-identifier-source": "cache"}),
     ),
-    ("nginx.conf", "error_log stderr emerg;", no_log_shows_a_query_token),
+    ("snippets/access_log.conf", "error_log stderr emerg;", no_log_shows_a_query_token),
     *edge_cache.TRAPS,
     *edge.TRAPS,
 ]

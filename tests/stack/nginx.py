@@ -27,7 +27,7 @@ DEBUG_HEADERS = (
     "include snippets/debug_headers.conf;",
 )
 ACCESS_LOG = (
-    "conf.d/access_log.conf",
+    "snippets/access_log.conf",
     "\naccess_log off;",
     "\naccess_log /dev/stdout routing;",
 )
@@ -36,13 +36,13 @@ ACCESS_LOG = (
 def check(directory: Path, *replacements: Path) -> str:
     """Return what ``nginx -t`` says to the shipped files, installed in ``directory``.
 
-    ``replacements`` take the place of the files of their names in conf.d. The temporary files
+    ``replacements`` take the place of the files of their names. The temporary files
     are in ``directory``, too: in /tmp they would be in the way of another user's nginx.
     """
     files = shutil.copytree(SHIPPED, directory / "nginx")
     for file in replacements:
-        assert (files / "conf.d" / file.name).exists(), f"nothing to replace: {file.name}"
-        shutil.copy(file, files / "conf.d")
+        [replaced] = files.glob(f"*/{file.name}")
+        shutil.copy(file, replaced)
     _keep_within(directory, files)
     return subprocess.run(
         ["nginx", "-e", "stderr", "-t", "-c", files / "nginx.conf"],
