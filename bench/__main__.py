@@ -17,7 +17,7 @@ from bench.results import Results
 from bench.standins import NGINX
 from tests.stack.deployment import deployed
 
-PARTS = ("hits", "processes", "misses", "memory", "syncs")
+PARTS = ("hits", "processes", "misses", "memory", "syncs", "endpoints")
 _OUTPUT = Path(__file__).parents[1] / "build/bench"
 
 
@@ -55,10 +55,10 @@ def main(runs: int, seconds: int, parts: Sequence[str]) -> None:
 def _runs(part: str, results: Results, *, runs: int, seconds: int) -> Iterator[None]:
     """Measure a part, yielding after each run."""
     measure = import_module(f"bench.{part}").measure  # each has modules of its own to import
-    if part == "syncs":  # its runs share what it takes a while to start
+    if part in ("syncs", "endpoints"):  # their runs share what it takes a while to start
         _say(f"{part}, {runs} runs")
-        # Synapse answers fewer in the time.
-        measure(results, runs=runs, seconds=5 * seconds)
+        # Synapse answers fewer in the time; endpoints have a number of requests instead.
+        measure(results, runs=runs, **({"seconds": 5 * seconds} if part == "syncs" else {}))
         yield
         return
     with ExitStack() as stack:

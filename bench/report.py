@@ -20,6 +20,9 @@ _FIGURES = {
     "cache_hit_ratio": ("cache hits", 3),
     "unread_hit_ratio": ("of unread counts", 3),
     "syncs_per_s": ("syncs/s", 1),
+    "transactions_per_request": ("transactions per request", 2),
+    "misses_per_request": ("misses per request", 2),
+    "cold_transactions_per_request": ("cold transactions per request", 2),
 }
 _PARTS = {
     "hits": ("Hits", "tokens"),
@@ -29,6 +32,7 @@ _PARTS = {
     "storm": ("Hits while many tokens are new", ""),
     "memory": ("Memory", "tokens"),
     "syncs": ("Real syncs", ""),
+    "endpoints": ("Which endpoints gain by user", ""),
 }
 _COLUMNS = {
     "syncs": (

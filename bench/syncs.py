@@ -14,35 +14,28 @@ else that is one user's alone changes.
 import asyncio
 import math
 import random
-import re
 import time
-from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TypeVar
 from urllib.parse import quote
 
 import aiohttp
 import click
-import httpx
 
+from bench.counters import counting
 from bench.measure import cpu_seconds
 from bench.results import Results
-from bench.rooms import LIMITS, Population, User, populate
+from bench.rooms import SETTINGS, Population, User, populate, shuffled
 from tests.stack.deployment import Deployment, deployed
 from tests.stack.matrix import Device
 from tests.stack.nginx import DEBUG_HEADERS, Nginx
 from tests.stack.process import DidNotHappen
 from tests.stack.router import Router
 
-SETTINGS = {
-    **LIMITS,
-    # (!) By default a worker remembers 500 tokens: half of those here, but not all. Round robin
-    # would pay for that, and it says more about the number of users than about routing.
-    "caches": {"global_factor": 5},
-}
+USERS, ROOMS = 300, 60
 
 WORKERS = ("sync-1", "sync-2")
 
@@ -64,17 +57,8 @@ _ROUTINGS = {"by user": [], "by token": [_NO_LOOKUP], "round robin": [_NO_LOOKUP
 
 _CLIENT = "/_matrix/client/v3"
 
-# What each worker counts; the second is how often a cache was asked, known or not.
-_HITS, _ASKED = "synapse_util_caches_cache_hits", "synapse_util_caches_cache"
-_QUERIES = "synapse_storage_query_time_count"
-_SAMPLE = re.compile(
-    rf'^({_HITS}|{_ASKED}|{_QUERIES}){{.*?\b(?:name|verb)="([^"]*)".*}} (\S+)$', re.MULTILINE
-)
-
 # How many messages a user has not read in a room: asked for each sync that returns one.
 _UNREAD = "get_unread_event_push_actions_by_room_for_user"
-
-T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -126,7 +110,7 @@ class Clients:
 
     async def _everybody(self, chance: random.Random) -> AsyncIterator[tuple[User, Device]]:
         for _ in range(ROUNDS):
-            for user in _shuffled(self._population.users, chance):
+            for user in shuffled(self._population.users, chance):
                 for device in user.devices:
                     yield user, device
 
@@ -134,9 +118,9 @@ class Clients:
         self, http: aiohttp.ClientSession, chance: random.Random
     ) -> AsyncIterator[tuple[User, Device]]:
         while True:
-            for room in _shuffled(self._population.rooms, chance):
+            for room in shuffled(self._population.rooms, chance):
                 await self._say_something(http, room.room_id, chance.choice(room.members))
-                for user in _shuffled(room.members, chance):
+                for user in shuffled(room.members, chance):
                     for device in user.devices:
                         yield user, device
 
@@ -217,7 +201,12 @@ def measure(results: Results, *, runs: int, seconds: float) -> None:
     """
     with deployed(settings=SETTINGS) as deployment, ExitStack() as stack:
         urls = _start(deployment, stack)
-        clients = Clients(populate(deployment), f"http://{deployment.main.addresses[0]}")
+        main = deployment.main.addresses[0]
+        # Those that have a port.
+        helping = [deployment.workers[name].address for name in ("sync-1", "initial-2")]
+        secret = deployment.registration_secret
+        population = populate(main, helping, secret, users=USERS, rooms=ROOMS)
+        clients = Clients(population, f"http://{main}")
         for run in range(runs):
             extent: dict[str, float] = {"seconds": seconds}
             first = run % len(urls)
@@ -256,44 +245,20 @@ def _measure(
     asyncio.run(clients.settle(url))
 
     pids = [worker.pid for worker in workers]
-    before = _counted(worker.address for worker in workers)
-    cpu = cpu_seconds(pids)
-    seen = asyncio.run(clients.follow(url, seed, **extent))
-    cpu = cpu_seconds(pids) - cpu
-    counted = _counted(worker.address for worker in workers)
-    counted.subtract(before)
-
-    def total(metric: str) -> float:
-        return sum(n for (name, _), n in counted.items() if name == metric)
-
+    with counting([worker.address for worker in workers]) as counted:
+        cpu = cpu_seconds(pids)
+        seen = asyncio.run(clients.follow(url, seed, **extent))
+        cpu = cpu_seconds(pids) - cpu
     return seen, {
         "worker_cpu_ms": cpu / seen.syncs * 1e3,
-        "queries_per_sync": total(_QUERIES) / seen.syncs,
-        "cache_hit_ratio": total(_HITS) / total(_ASKED),
-        "unread_hit_ratio": counted[_HITS, _UNREAD] / counted[_ASKED, _UNREAD],
+        "queries_per_sync": counted.queries / seen.syncs,
+        "cache_hit_ratio": counted.hit_ratio(),
+        "unread_hit_ratio": counted.hit_ratio(_UNREAD),
         "p50_ms": seen.quantile(0.5) * 1e3,
         "p99_ms": seen.quantile(0.99) * 1e3,
         "syncs_per_s": seen.syncs / seen.seconds,
         "workers_per_user": sum(map(len, seen.workers.values())) / len(seen.workers),
     }
-
-
-def _counted(addresses: Iterable[str]) -> Counter[tuple[str, str]]:
-    """Return what these workers have counted since they were started, by metric and label."""
-    counted: Counter[tuple[str, str]] = Counter()
-    for address in addresses:
-        unix = address.removeprefix("unix:") if address.startswith("unix:") else None
-        with httpx.Client(
-            transport=httpx.HTTPTransport(uds=unix), trust_env=False, timeout=60
-        ) as http:
-            metrics = http.get(f"http://{'worker' if unix else address}/_synapse/metrics").text
-        for metric, label, value in _SAMPLE.findall(metrics):
-            counted[metric, label] += int(float(value))
-    return counted
-
-
-def _shuffled(items: Sequence[T], chance: random.Random) -> list[T]:
-    return chance.sample(items, len(items))
 
 
 def _authorization(device: Device) -> dict[str, str]:

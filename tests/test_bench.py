@@ -239,6 +239,30 @@ def test_real_syncs_have_a_table_of_their_own():
     ]
 
 
+def test_endpoints_have_a_row_for_each_group_and_routing_and_no_times():
+    cases = ("receipts, by user", "receipts, by token", "receipts, by room", "keys, by user")
+    figures = {
+        "transactions_per_request": 1.5,
+        "cache_hit_ratio": 0.9876,
+        "misses_per_request": 0.25,
+        "cold_transactions_per_request": 4,
+    }
+    runs = [("endpoints", case, None, figures) for case in cases]
+    again = ("endpoints", cases[0], None, {**figures, "transactions_per_request": 1.7})
+    results = made_up(*runs, again)
+    table = rows(report.figures(results, "endpoints"))
+    assert [row[""] for row in table] == list(cases)
+    assert table[0]["transactions per request"] == "1.60 (1.50-1.70)"
+    assert table[1] == {
+        "": "receipts, by token",
+        "transactions per request": "1.50",
+        "cache hits": "0.988",
+        "misses per request": "0.25",
+        "cold transactions per request": "4.00",
+    }
+    assert "## Which endpoints gain by user" in report.document(results)
+
+
 def test_document_says_what_could_not_be_measured():
     results = Results({"nginx": "1.22.1", "missing": {"njs": "unknown directive"}})
     results.add("hits", "router", 1, rate=1)

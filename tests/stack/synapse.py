@@ -96,7 +96,7 @@ class SharedConfiguration:
                     },
                 },
                 "redis": {"enabled": True, "path": str(redis.path)},
-                "instance_map": {"main": {"path": str(_replication_socket(directory, "main"))}},
+                "instance_map": {"main": {"path": str(replication_socket(directory, "main"))}},
                 "app_service_config_files": [str(bridge.registration)],
                 # Every kind of token that Synapse issues by itself.
                 "allow_guest_access": True,
@@ -165,10 +165,15 @@ class Main(Synapse):
 
 
 class Worker(Synapse):
-    """A generic worker."""
+    """A generic worker; one that ``writes`` is asked to by others, so these can reach it."""
 
-    def __init__(self, shared: SharedConfiguration, name: str, address: str) -> None:
+    def __init__(
+        self, shared: SharedConfiguration, name: str, address: str, *, writes: bool = False
+    ) -> None:
         self.address = address
+        listeners = [_client_listener(address)]
+        if writes:
+            listeners.append(_replication_listener(shared.directory, name))
         super().__init__(
             "synapse.app.generic_worker",
             name,
@@ -177,7 +182,7 @@ class Worker(Synapse):
             own={
                 "worker_app": "synapse.app.generic_worker",
                 "worker_name": name,
-                "worker_listeners": [_client_listener(address)],
+                "worker_listeners": listeners,
             },
         )
 
@@ -203,7 +208,7 @@ def every_stream_has_a_writer(directory: Path) -> dict[str, Any]:
     return {
         "stream_writers": {stream: stream for stream in STREAMS},
         "instance_map": {
-            name: {"path": str(_replication_socket(directory, name))} for name in ("main", *STREAMS)
+            name: {"path": str(replication_socket(directory, name))} for name in ("main", *STREAMS)
         },
         "enable_media_repo": False,
         "media_instance_running_background_jobs": "media",
@@ -257,14 +262,15 @@ class ForkedWorkers(Process):
         )
 
 
-def _replication_socket(directory: Path, name: str) -> Path:
+def replication_socket(directory: Path, name: str) -> Path:
+    """Return where a process listens for the others, for ``instance_map``."""
     return directory / ("replication.sock" if name == "main" else f"{name}-replication.sock")
 
 
 def _replication_listener(directory: Path, name: str) -> dict[str, Any]:
     return {
         "type": "http",
-        "path": str(_replication_socket(directory, name)),
+        "path": str(replication_socket(directory, name)),
         "resources": [{"names": ["replication"]}],
     }
 
