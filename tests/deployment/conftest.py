@@ -10,9 +10,11 @@ from tests.stack.process import wait_until
 # Everything about a response but what differs from one response to the next.
 HEADERS = ("content-type", "content-length", "www-authenticate", "cache-control")
 
-# Beyond what every deployment here has: clients register by themselves and show whether they are
-# there, and Synapse has metrics, which are not for them.
+# Beyond what every deployment here has: clients register by themselves or come from a single
+# sign-on, and show whether they are there; and Synapse has metrics, which are not for them.
 SETTINGS = {
+    "public_baseurl": "http://example.org/",
+    "cas_config": {"enabled": True, "server_url": "https://cas.example.org/"},
     "enable_metrics": True,
     "enable_registration": True,
     "enable_registration_without_verification": True,

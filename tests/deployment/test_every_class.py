@@ -8,8 +8,9 @@ import httpx
 import pytest
 
 from tests.endpoints.__main__ import installed
+from tests.endpoints.cases import CASES
 from tests.endpoints.samples import samples
-from tests.nginx.test_endpoints import CASES
+from tests.stack.process import wait_until
 
 METHODS = ("GET", "POST", "PUT", "DELETE")
 
@@ -27,12 +28,10 @@ def straight(deployment):
 
 
 def unknown(response):
-    """Return whether Synapse has no such endpoint, or none for this method."""
-    if response.status_code not in (404, 405):
-        return False
-    if response.headers["content-type"] != "application/json":
+    """Return whether Synapse has nothing there, or no such endpoint, or none for this method."""
+    if response.status_code == 404:
         return True
-    return response.json()["errcode"] == "M_UNRECOGNIZED"
+    return response.status_code == 405 and response.json()["errcode"] == "M_UNRECOGNIZED"
 
 
 def unknown_by_worker_only(through, straight, requests):
@@ -86,7 +85,11 @@ def test_nothing_that_synapse_registers_is_sent_to_a_worker_that_does_not_know_i
     ],
 )
 def test_classes_know_what_only_they_serve(through, method, path):
-    assert through.request(method, path).status_code in (401, 403)
+    response = through.request(method, path)
+    assert (response.status_code, response.json()["errcode"]) in (
+        (401, "M_MISSING_TOKEN"),
+        (401, "M_FORBIDDEN"),  # another server, without a signature
+    )
 
 
 def cors(client, path):
@@ -148,3 +151,14 @@ def test_strangers_do_not_read_synapses_metrics(deployment, uri):
 
 def test_metrics_are_there_for_those_who_may_read_them(through):
     assert "synapse_http_server" in through.get("/_synapse/metrics").text
+
+
+def test_single_sign_on_begins_at_its_worker(deployment, through):
+    path = "/_matrix/client/v3/login/sso/redirect?redirectUrl=https://app.example.org/"
+    response = through.get(path, headers={"host": "example.org"})
+    assert response.status_code == 302
+    assert response.headers["location"].startswith("https://cas.example.org/")
+    request_id = response.headers["x-request-id"]
+    wait_until(lambda: request_id in deployment.nginx.log_text(), "the access log")
+    [line] = [line for line in deployment.nginx.log_text().splitlines() if request_id in line]
+    assert " pool=synapse_sso " in line

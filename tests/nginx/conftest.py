@@ -11,10 +11,10 @@ from tempfile import TemporaryDirectory
 import httpx
 import pytest
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from tests.fake_synapse import FakeSynapse, served
-from tests.stack.nginx import Nginx
+from tests.stack.nginx import POOLS, Nginx
 from tests.stack.router import Router
 
 USERS = [f"user{number}" for number in range(20)]
@@ -117,11 +117,8 @@ def make_site(pools, router):
         def make(*edits, router_address=router.address, initial=None):
             routers = [router_address] if isinstance(router_address, str) else router_address
             initial = initial or [pools[name].address for name in ("initial-1", "initial-2")]
-            # Not below pytest's directory, which is closed to the user that nginx's workers run as.
-            directory = Path(stack.enter_context(TemporaryDirectory(prefix="wr-site-")))
-            directory.chmod(0o755)
             nginx = Nginx(
-                directory,
+                new_directory(stack),
                 {
                     "whoami_router": routers,
                     "synapse_main": [pools["main"].address],
@@ -154,3 +151,63 @@ def hung_address():
     """Return an address that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
         yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@dataclass
+class Labelled:
+    """An ASGI application that answers everything with its name and the URI that it was asked."""
+
+    name: str
+
+    async def __call__(self, scope, receive, send):
+        uri = scope["raw_path"].decode()
+        await JSONResponse({"uri": uri}, headers={"X-Server": self.name})(scope, receive, send)
+
+
+@pytest.fixture(scope="session")
+def labelled():
+    """Return the address of a stand-in for each pool, which answers with the pool's name."""
+    with ExitStack() as stack:
+        yield {pool: stack.enter_context(served(Labelled(pool))) for pool in POOLS}
+
+
+@pytest.fixture(scope="module")
+def start(labelled, router):
+    """Return a function that starts an nginx with a worker for each pool, but for those named."""
+    with ExitStack() as stack:
+
+        def start(*edits, without=()):
+            directory = new_directory(stack)
+            upstreams = {
+                f"synapse_{pool}": [address]
+                for pool, address in labelled.items()
+                if pool not in without
+            }
+            nginx = Nginx(
+                directory,
+                {"whoami_router": [router.address], **upstreams},
+                edits=edits,
+            )
+            stack.enter_context(nginx)
+            return stack.enter_context(httpx.Client(base_url=nginx.url, timeout=30))
+
+        yield start
+
+
+def arrives_at(client, path, method="GET"):
+    """Return the pool that a labelled stand-in says it is, and see that the URI is as it was."""
+    response = client.request(method, path)
+    assert response.status_code == 200, response.text
+    if method != "HEAD":
+        assert response.json()["uri"] == path
+    return response.headers["x-server"]
+
+
+def new_directory(stack):
+    """Return a directory that is removed with the stack.
+
+    Not below pytest's, which is closed to the user that nginx's workers run as.
+    """
+    directory = Path(stack.enter_context(TemporaryDirectory(prefix="wr-site-")))
+    directory.chmod(0o755)
+    return directory

@@ -96,9 +96,6 @@ class RawUpstream:
         self.received = self.sent = 0
         self.heads = []
 
-    def wait_for(self, count):
-        wait_until(lambda: self.received >= count, "the upload is passed on", seconds=10)
-
     def wait_until_it_pauses(self):
         """Return once nobody has taken anything for half a second."""
         while True:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.nginx.edge import (
     ACCESS_LOG,
+    JSON_LOG,
     MEDIA,
     PRIVATE_CLIENTS,
     ROUTES,
@@ -40,7 +41,6 @@ PRIVATE = [
     "/metrics",
     "/anything",
     "/health/x",
-    "/.well-known/acme-challenge/a",
 ]
 PUBLIC = [
     "/",
@@ -300,6 +300,14 @@ def test_request_id_that_is_none_is_not_used(make_site, given):
     assert response.headers["x-request-id"] != given
     assert len(response.headers["x-request-id"]) == 32
     assert response.json()["headers"]["x-request-id"] == response.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("log", [ACCESS_LOG, JSON_LOG])
+def test_id_that_a_listed_proxy_gave_is_logged(make_site, log):
+    site = make_site(TRUSTED_PROXY, log)
+    given = {"x-forwarded-for": "192.0.2.7", "x-request-id": "given-by-the-proxy"}
+    assert site.get(VERSIONS, **given).headers["x-request-id"] == "given-by-the-proxy"
+    assert b"given-by-the-proxy" in logged(site)[0]
 
 
 @pytest.mark.parametrize("path", [SYNC, VERSIONS, MEDIA])

@@ -1,6 +1,7 @@
 """What nginx answers itself, and that it leaves the answers of Synapse alone."""
 
 import json
+import re
 
 import pytest
 from starlette.responses import Response
@@ -230,6 +231,7 @@ def test_other_files_are_still_synapses(well_known_site, path):
 # Media, and how much else.
 
 
+ALL_MEDIA = [MEDIA, "/_matrix/client/v1/media/x", "/_matrix/federation/v1/media/x"]
 TWENTY = 20 * 2**20
 MEBIBYTE = 2**20
 
@@ -238,23 +240,24 @@ def temporary_files(site):
     return [path for path in site.nginx.files.parent.glob("temp_*/**/*") if path.is_file()]
 
 
-def test_upload_is_passed_on_as_it_comes(make_site, pools):
-    with streamed() as upstream:
-        site = make_site(("conf.d/upstreams.conf", pools["main"].address, upstream.address))
-        seen = []
+@pytest.mark.parametrize("length", [{"content-length": str(TWENTY)}, {}])
+def test_upload_has_a_length_as_synapse_wants_it(site, main, length):
+    main.answer = Sink()
+    body = (b"x" * MEBIBYTE for _ in range(20))  # which httpx sends in chunks if it has no length
+    assert site.client.post(MEDIA, content=body, headers=length).status_code == 200
+    [request] = main.requests
+    assert request.headers["content-length"] == str(TWENTY)
+    assert "transfer-encoding" not in request.headers
 
-        def body():
-            for _ in range(20):
-                yield b"x" * MEBIBYTE
-                if not seen:
-                    upstream.wait_for(MEBIBYTE // 2)  # while the rest is not sent
-                seen.append(temporary_files(site))
 
-        headers = {"content-length": str(TWENTY)}
-        response = site.client.post(MEDIA, content=body(), headers=headers)
-    assert response.status_code == 200
-    assert int(response.text) == TWENTY
-    assert not any(seen)
+def test_long_header_of_synapse_reaches_the_client(site, main):
+    main.answer = Response(headers={"set-cookie": "x" * 12_000})
+    response = site.get("/_matrix/client/v3/login/sso/redirect")
+    assert (response.status_code, len(response.headers["set-cookie"])) == (200, 12_000)
+
+
+def test_long_uri_reaches_synapse(site):
+    assert site.get(f"{SYNC}&filter={'x' * 12_000}").status_code == 200
 
 
 def test_download_is_passed_on_as_the_client_takes_it(make_site, pools):
@@ -281,20 +284,19 @@ def test_download_is_passed_on_as_the_client_takes_it(make_site, pools):
         (VERSIONS, 14, 413),
         ("/_matrix/federation/v1/send/1", 12, 200),
         ("/_matrix/federation/v1/send/1", 14, 413),
-        (MEDIA, 49, 200),
-        (MEDIA, 51, 413),
+        *((path, size, status) for path in ALL_MEDIA for size, status in ((49, 200), (51, 413))),
         ("/_matrix/media/v3/upload/example.org/abc", 49, 200),
         ("/_matrix/media/r0/upload", 49, 200),
     ],
 )
 def test_how_much_may_be_sent(site, pools, path, size, status):
     for synapse in pools.values():
-        synapse.answer = _Sink()
+        synapse.answer = Sink()
     response = site.client.post(path, content=b"x" * size * MEBIBYTE)
     assert response.status_code == status
 
 
-class _Sink:
+class Sink:
     """Takes a body and says nothing of it."""
 
     async def __call__(self, scope, receive, send):
@@ -307,3 +309,13 @@ def test_shipped_limit_for_events_has_room_for_what_synapse_takes():
     text = (SHIPPED / "conf.d/synapse.conf").read_text()
     assert "client_max_body_size 13m;" in text
     assert 13 * MEBIBYTE > 200 * 65536
+
+
+def test_nginx_waits_longer_than_an_initial_sync_takes_and_not_long_for_a_connection():
+    text = (SHIPPED / "conf.d/synapse.conf").read_text()
+    seconds = {
+        name: int(value)
+        for name, value in re.findall(r"^    proxy_(\w+)_timeout (\d+)s;", text, re.MULTILINE)
+    }
+    assert seconds["read"] >= 600
+    assert seconds["connect"] <= 5 <= seconds["next_upstream"] < seconds["read"]

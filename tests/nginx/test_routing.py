@@ -11,7 +11,8 @@ import pytest
 from starlette.responses import Response
 
 from tests.nginx.conftest import USERS
-from tests.stack.nginx import DEBUG_HEADERS, Nginx, check
+from tests.stack.nginx import DEBUG_HEADERS, SHIPPED, Nginx, check
+from tests.stack.process import Process, accepts, free_port
 
 SYNC = "/_matrix/client/v3/sync"
 SLIDING = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
@@ -204,3 +205,54 @@ def test_nginx_runs_as_an_ordinary_user(pools, router):
             assert echo["body"] == body
             assert "[emerg]" not in nginx.log_text()
             assert "[warn]" not in nginx.log_text()
+
+
+# All of it is read-only but /tmp and /dev/shm, both of them empty, and nginx is nobody.
+READ_ONLY = """
+set -eu
+mount --make-rprivate /
+mount --bind "$1" /mnt
+mount -t tmpfs tmpfs /tmp
+mount -t tmpfs tmpfs /dev/shm
+chmod 1777 /tmp /dev/shm
+mkdir "$1"
+mount --move /mnt "$1"
+mount -o remount,bind,ro "$1"
+mount --bind / /
+mount -o remount,bind,ro /
+exec $2 nginx -e stderr -c "$1/nginx/nginx.conf" -g 'daemon off;'
+"""
+
+
+def test_nginx_needs_no_more_than_a_read_only_root(pools, router):
+    with tempfile.TemporaryDirectory(prefix="wr-", dir="/tmp") as name:
+        directory, port = Path(name), free_port()
+        directory.chmod(0o755)
+        files = shutil.copytree(SHIPPED, directory / "nginx")
+        for file, old, new in (
+            ("conf.d/synapse.conf", "listen 8080;", f"listen 127.0.0.1:{port};"),
+            ("conf.d/upstreams.conf", "127.0.0.1:9009", router.address),
+            ("conf.d/upstreams.conf", "127.0.0.1:8085", pools["initial-1"].address),
+            ("conf.d/upstreams.conf", "127.0.0.1:8086", pools["initial-2"].address),
+        ):
+            text = (files / file).read_text()
+            assert old in text
+            (files / file).write_text(text.replace(old, new))
+        # Whoever is not root is so in a namespace of their own, and nobody in another.
+        ordinary = os.getuid() != 0
+        to_root = ["--map-root-user"] if ordinary else []
+        to_nobody = (
+            "unshare --map-user=65534 --map-group=65534"
+            if ordinary
+            else "setpriv --reuid=65534 --regid=65534 --clear-groups"
+        )
+        nginx = Process(
+            "nginx",
+            ["unshare", "--mount", *to_root, "sh", "-c", READ_ONLY, "sh", directory, to_nobody],
+            directory / "log",
+            ready=lambda: accepts(f"127.0.0.1:{port}"),
+        )
+        with nginx:
+            body = "x" * 1_000_000  # more than nginx keeps in memory
+            echo = httpx.post(f"http://127.0.0.1:{port}{SLIDING}", content=body).json()
+            assert echo["body"] == body

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from tests.stack.nginx import ACCESS_LOG, DEBUG_HEADERS, POOLS, Nginx
+from tests.stack.nginx import ACCESS_LOG, DEBUG_HEADERS, POOLS, SINGLE_SIGN_ON, Nginx
 from tests.stack.postgres import Postgres
 from tests.stack.process import Process, free_port, wait_until
 from tests.stack.redis import Redis
@@ -88,8 +88,9 @@ def deployed(
 
     ``progress`` is told what is being started. ``settings`` are Synapse's, besides those that
     every deployment here has. With ``every_class`` each pool of the shipped upstreams.conf has a
-    worker. Raises DidNotHappen, with the end of the log of the program that
-    did not start.
+    worker, and single sign-on is on.
+
+    Raises DidNotHappen, with the end of the log of the program that did not start.
     """
     with ExitStack() as stack:
         # In /tmp whatever TMPDIR says: the path of a UNIX socket must not be longer than 107
@@ -147,7 +148,8 @@ def deployed(
         }
         if every_class:
             upstreams |= {f"synapse_{n}": (address,) for n, address in classes.addresses.items()}
-        nginx = Nginx(directory, upstreams, edits=[DEBUG_HEADERS, ACCESS_LOG])
+        edits = [DEBUG_HEADERS, ACCESS_LOG, *[SINGLE_SIGN_ON] * every_class]
+        nginx = Nginx(directory, upstreams, edits=edits)
         start(router, nginx)
 
         yield Deployment(

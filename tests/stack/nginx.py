@@ -26,6 +26,11 @@ DEBUG_HEADERS = (
     "#include snippets/debug_headers.conf;",
     "include snippets/debug_headers.conf;",
 )
+SINGLE_SIGN_ON = (
+    "conf.d/upstreams.conf",
+    "    #sso                       synapse_sso;",
+    "    sso                        synapse_sso;",
+)
 ACCESS_LOG = (
     "snippets/access_log.conf",
     "\naccess_log off;",
