@@ -1,5 +1,6 @@
 """What the documents quote is what was measured."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,10 @@ PERFORMANCE = [
     ("performance.json", "targets"),
     *(
         ("performance.json", part)
-        for part in ("hits", "service", "processes", "misses", "storm", "memory", "syncs")
+        for part in (
+            *("hits", "service", "processes", "misses", "storm", "memory", "syncs"),
+            "endpoints",
+        )
     ),
     ("performance-njs.json", "hits"),
 ]
@@ -70,3 +74,13 @@ def test_readme_shows_a_picture_of_these_results(tmp_path):
     shapes = [path.read_text().count("<path") for path in (tmp_path / "drawn.svg", PICTURE)]
     assert shapes[0] == shapes[1] > 10  # not to the byte: matplotlib's next version may differ
     assert "](docs/performance.svg)" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("path", sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")]))
+def test_document_is_finished_and_what_it_names_exists(path):
+    text = path.read_text()
+    assert not re.findall(r"^[A-Z]{5,}$|\bTODO\b|\bFIXME\b", text, re.MULTILINE)
+    named = re.findall(r"`((?:nginx|tests|bench|docs|deploy|whoami_router)/[\w./-]+\.\w+)`", text)
+    named += re.findall(r"<!-- ((?:tests|bench)/\S+\.py)", text)
+    linked = [path.parent / link for link in re.findall(r"\]\(([\w./-]+\.\w+)[)#]", text)]
+    assert [each for each in (*(ROOT / name for name in named), *linked) if not each.exists()] == []

@@ -118,6 +118,14 @@ def test_documented_groups_and_keys_are_those_of_the_files():
     assert named | {"main"} == documented.keys()
 
 
+def test_servers_may_have_names(start, labelled):
+    address = labelled["media"]
+    name = address.replace("127.0.0.1", "localhost")
+    resolver = "resolver 127.0.0.11 valid=10s;"
+    client = start((FILE, f"server {address}", f"server {name}"), (FILE, f"#{resolver}", resolver))
+    assert arrives_at(client, "/_matrix/media/v3/config") == "media"
+
+
 def test_every_pool_keeps_its_users_and_connections():
     for name in POOLS:
         [body] = re.findall(
