@@ -160,7 +160,8 @@ class Labelled:
     name: str
 
     async def __call__(self, scope, receive, send):
-        uri = scope["raw_path"].decode()
+        query = scope["query_string"].decode()
+        uri = scope["raw_path"].decode() + (f"?{query}" if query else "")
         await JSONResponse({"uri": uri}, headers={"X-Server": self.name})(scope, receive, send)
 
 
