@@ -31,7 +31,7 @@ def unknown(response):
     """Return whether Synapse has nothing there, or no such endpoint, or none for this method."""
     if response.status_code == 404:
         return True
-    return response.status_code == 405 and response.json()["errcode"] == "M_UNRECOGNIZED"
+    return response.status_code == 405 and "M_UNRECOGNIZED" in response.text
 
 
 def unknown_by_worker_only(through, straight, requests):
@@ -88,7 +88,7 @@ def test_classes_know_what_only_they_serve(through, method, path):
     response = through.request(method, path)
     assert (response.status_code, response.json()["errcode"]) in (
         (401, "M_MISSING_TOKEN"),
-        (401, "M_FORBIDDEN"),  # another server, without a signature
+        (401, "M_UNAUTHORIZED"),  # another server, without a signature
     )
 
 
