@@ -3,7 +3,7 @@
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 # Beyond what a proxy sends: nginx passes on a handful of headers, in at most four lines of 8 KiB
-# from the client, and asks one question at a time.
+# from the client (16 KiB with nginx/conf.d/synapse.conf), and asks one question at a time.
 _LONGEST_HEADERS = 64 * 1024
 _MOST_HEADERS = 100
 _MOST_WAITING = 1000

@@ -273,7 +273,6 @@ def log_shows_paths_and_no_secrets(setting):
         assert "very-secret" not in text
 
 
-# File, how the lines to delete begin, and what they promise; as in test_traps.py.
 def dead_sync_workers_are_answered_in_json(setting):
     site = setting.site(initial=[setting.dead_address])
     response = site.get("/_matrix/client/v3/sync")
@@ -281,6 +280,7 @@ def dead_sync_workers_are_answered_in_json(setting):
     assert response.headers["content-type"] == "application/json"
 
 
+# File, how the lines to delete begin, and what they promise; as in test_traps.py.
 TRAPS = [
     (CLIENTS, '    "~^/_matrix/" ', everyone_reaches_what_is_public),
     (CLIENTS, '    "~^/_synapse/client/" ', everyone_reaches_what_is_public),

@@ -26,6 +26,7 @@ def own_nginx(
         directory = Path(name)
         directory.chmod(0o755)
         place = directory / "nginx"
+        place.mkdir()
         for file, text in files.items():
             (place / file).parent.mkdir(parents=True, exist_ok=True)
             (place / file).write_text(text.replace("/dev/shm/whoami_router", f"{directory}/edge"))

@@ -3,13 +3,11 @@
 import http.client
 import json
 from contextlib import ExitStack, closing
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
 from tests.fake_synapse import FakeSynapse, served
-from tests.nginx.conftest import USERS
+from tests.nginx.conftest import USERS, new_directory
 from tests.stack.nginx import Nginx
 
 CLIENT = "/_matrix/client/v3"
@@ -28,14 +26,12 @@ def start(workers, pools, router):
     with ExitStack() as stack:
 
         def start(*names, edits=()):
-            directory = Path(stack.enter_context(TemporaryDirectory(prefix="wr-site-")))
-            directory.chmod(0o755)
             upstreams = {
                 "whoami_router": [router.address],
                 "synapse_main": [pools["main"].address],
                 **{f"synapse_{name}": workers for name in names},
             }
-            return stack.enter_context(Nginx(directory, upstreams, edits=edits))
+            return stack.enter_context(Nginx(new_directory(stack), upstreams, edits=edits))
 
         yield start
 

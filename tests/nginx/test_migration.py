@@ -1,6 +1,8 @@
 """Who moves to another worker when whoami-router replaces what was there before."""
 
 import base64
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -43,21 +45,17 @@ def reached(client, tokens):
     }
 
 
-def before(pools, workers, key, *, asks=""):
+def before(workers, key, *, asks="", answers=""):
     """Return a configuration that routes by its own means: what it was before."""
     return f"""
         upstream sync_workers {{ hash {key} consistent; {workers} }}
         server {{
             listen 8080;
-            set $synapse {pools["main"].address};
             location ~ ^/_matrix/client/(r0|v3)/sync$ {{
                 {asks}
                 proxy_pass http://sync_workers;
             }}
-            location = /_route {{
-                internal;
-                js_content njs.route;
-            }}
+            {answers}
         }}"""
 
 
@@ -80,8 +78,10 @@ OURS = {
     file: (SHIPPED / file).read_text()
     for file in ("conf.d/maps.conf", "snippets/whoami_router.conf", "snippets/route_by_user.conf")
 }
+BUILT = subprocess.run(["nginx", "-V"], capture_output=True, text=True, check=True).stderr
+MODULES = re.search(r"--modules-path=(\S+)", BUILT)[1]
 NJS = {
-    "main": "load_module /usr/lib/nginx/modules/ngx_http_js_module.so;",
+    "main": f"load_module {MODULES}/ngx_http_js_module.so;",
     "files": {
         "njs.js": (Path(__file__).parent / "njs_router.js").read_text(),
         "conf.d/njs.conf": "js_import njs from njs.js;",
@@ -99,20 +99,23 @@ def test_nobody_moves_who_comes_from_a_router_in_njs(pools, workers, tokens, now
     asks = """
         auth_request /_route;
         auth_request_set $user $sent_http_x_user_identifier;"""
-    with own_nginx(before(pools, workers, "$user", asks=asks), **NJS) as (client, _):
+    answers = f"""
+        set $synapse {pools["main"].address};
+        location = /_route {{ internal; js_content njs.route; }}"""
+    http = before(workers, "$user", asks=asks, answers=answers)
+    with own_nginx(http, **NJS) as (client, _):
         then = reached(client, tokens)
     assert set(then.values()) == {"sync-1", "sync-2"}
     assert {user for user in ORDINARY if then[user] != now[user]} == set()
     assert any(then[user] != now[user] for user in ENCODED)
 
 
-def test_everybody_is_shuffled_once_who_comes_from_a_map_of_tokens(pools, workers, tokens, now):
+def test_everybody_is_shuffled_once_who_comes_from_a_map_of_tokens(workers, tokens, now):
     token_map = """
         map $http_authorization $localpart {
             "~^Bearer syt_(?<encoded>.*?)_" $encoded;
         }"""
-    http = token_map + before(pools, workers, "$localpart")
-    with own_nginx(http, **NJS) as (client, _):
+    with own_nginx(token_map + before(workers, "$localpart"), files={}) as (client, _):
         then = reached(client, tokens)
     moved = {user for user in ORDINARY if then[user] != now[user]}
     assert len(ORDINARY) * 0.2 < len(moved) < len(ORDINARY) * 0.8

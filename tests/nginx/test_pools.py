@@ -108,7 +108,7 @@ def test_documented_groups_and_keys_are_those_of_the_files():
     keyed = {
         group: words[key] for group, key in lines("$routing_key").items() if group != "default"
     }
-    keyed |= {group: "user" for group, on in lines("$routed_by_user").items() if on == "1"}
+    keyed |= {group: "user" for group, on in lines("$keyed_by_user").items() if on == "1"}
     assert {
         group: key.partition(",")[0]
         for group, key in documented.items()

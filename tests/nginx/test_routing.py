@@ -83,6 +83,15 @@ def test_uri_reaches_synapse_as_the_client_wrote_it(site, uri):
     assert site.get(uri).json()["uri"] == uri
 
 
+def test_router_is_asked_only_where_there_is_a_worker_to_choose(make_site, fake_router):
+    site = make_site(router_address=fake_router.address)  # with workers for syncs only
+    for path in ("account/whoami", "pushrules/", "user/@a:b/account_data/m.x", "rooms/!r/messages"):
+        site.get(f"/_matrix/client/v3/{path}", "a")
+    assert fake_router.requests == []
+    site.get(SYNC, "a")
+    assert len(fake_router.requests) == 1
+
+
 def workers(site, path, users=USERS):
     """Return each user's set of workers, over three devices in the header and the query."""
     reached = {user: set() for user in users}
