@@ -10,22 +10,11 @@ from tests.stack.process import wait_until
 # Everything about a response but what differs from one response to the next.
 HEADERS = ("content-type", "content-length", "www-authenticate", "cache-control")
 
-# Beyond what every deployment here has: clients register by themselves or come from a single
-# sign-on, and show whether they are there; and Synapse has metrics, which are not for them.
-SETTINGS = {
-    "public_baseurl": "http://example.org/",
-    "cas_config": {"enabled": True, "server_url": "https://cas.example.org/"},
-    "enable_metrics": True,
-    "enable_registration": True,
-    "enable_registration_without_verification": True,
-    "presence": {"enabled": True},
-}
-
 
 @pytest.fixture(scope="session")
 def deployment(tmp_path_factory):
-    """The deployment, with a worker for each class; no log may show a token of any test."""
-    with deployed(every_class=True, settings=SETTINGS) as running:
+    """The deployment; in the end none of the tokens of all tests may stand in a log."""
+    with deployed() as running:
         yield running
         assert disclosed([running.directory, tmp_path_factory.getbasetemp()]) == {}
 
