@@ -165,7 +165,7 @@ class Labelled:
         await JSONResponse({"uri": uri}, headers={"X-Server": self.name})(scope, receive, send)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def labelled():
     """Return the address of a stand-in for each pool, which answers with the pool's name."""
     with ExitStack() as stack:
