@@ -7,7 +7,7 @@ from typing import Any
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from whoami_router.cli import uvicorn_config
+from whoami_router.serve import uvicorn_config
 from whoami_router.settings import Settings
 
 # What whoami-router says of a token that it remembers.

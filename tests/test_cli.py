@@ -20,7 +20,7 @@ from tests.stack.process import Process, accepts, wait_until
 from tests.stack.router import Router
 from tests.test_tokens import NATIVE
 from whoami_router import __version__
-from whoami_router.cli import uvicorn_config
+from whoami_router.serve import uvicorn_config
 from whoami_router.settings import Settings
 
 UPSTREAMS = Path(__file__).parents[1] / "nginx/conf.d/upstreams.conf"

@@ -53,6 +53,7 @@ class Settings:
 
     synapse_urls: tuple[str, ...] = ("http://127.0.0.1:8008",)
     listen: ListenAddress = Tcp("127.0.0.1", 9009)
+    admin_listen: ListenAddress | None = None
     cache_size: int = 100_000
     cache_ttl: float = 3600
     stale_ttl: float = 86400
@@ -63,6 +64,7 @@ class Settings:
     edge_ttl: int = 60
     native_tokens: str = "whoami"
     log_level: str = "info"
+    log_format: str = "console"
 
 
 def parse_listen(text: str) -> ListenAddress:

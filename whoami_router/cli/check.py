@@ -1,0 +1,8 @@
+"""``whoami-router check``: being written."""
+
+import click
+
+
+@click.command("check")
+def command() -> None:
+    """Being written."""

@@ -1,0 +1,8 @@
+"""``whoami-router where``: being written."""
+
+import click
+
+
+@click.command("where")
+def command() -> None:
+    """Being written."""
