@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench.measure import CPUS, children, cpu_seconds, pin
 from bench.standins import NGINX
-from tests.stack.nginx import EDGE_CACHE, Nginx
+from tests.stack.nginx import EDGE_CACHE, Nginx, temporary_files_in
 from tests.stack.process import Process, accepts, free_port, wait_until
 
 _HERE = Path(__file__).parent
@@ -203,9 +203,7 @@ def _load_modules(module: str, http: str) -> str:
             path = Path(directory) / "nginx.conf"
             path.write_text(
                 f"{lines}pid {directory}/pid;\nerror_log stderr emerg;\nevents {{}}\n"
-                f"http {{\n{http}client_body_temp_path {directory}/body;\n"
-                f"proxy_temp_path {directory}/proxy;\nfastcgi_temp_path {directory}/fastcgi;\n"
-                f"uwsgi_temp_path {directory}/uwsgi;\nscgi_temp_path {directory}/scgi;\n}}\n"
+                f"http {{\n{http}{temporary_files_in(directory)}}}\n"
             )
             status, said = _nginx("-t", "-c", str(path))
         if status == 0:

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from tests.stack.nginx import temporary_files_in
 from tests.stack.process import Process, accepts, free_port
 
 # Taken out: nginx has a use of its own for this variable, and would take ours for sockets.
@@ -31,11 +32,7 @@ events {{
 }}
 
 http {{
-    client_body_temp_path {directory}/client_body;
-    proxy_temp_path       {directory}/proxy;
-    fastcgi_temp_path     {directory}/fastcgi;
-    uwsgi_temp_path       {directory}/uwsgi;
-    scgi_temp_path        {directory}/scgi;
+    {temporary_files}
 
     access_log off;
     default_type application/json;
@@ -87,6 +84,7 @@ class Standins(Process):
         configuration.write_text(
             _CONFIGURATION.format(
                 directory=directory,
+                temporary_files=temporary_files_in(directory),
                 whoami=self.whoami,
                 workers=self.workers,
                 empty_sync=_EMPTY_SYNC,

@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 
 import httpx
 
+from tests.stack.nginx import temporary_files_in
 from tests.stack.process import Process, accepts, free_port
 
 LISTEN = "listen 8080;"
@@ -39,11 +40,7 @@ def own_nginx(
             pid {directory}/pid;
             events {{ }}
             http {{
-                client_body_temp_path {directory}/client_body;
-                proxy_temp_path {directory}/proxy;
-                fastcgi_temp_path {directory}/fastcgi;
-                uwsgi_temp_path {directory}/uwsgi;
-                scgi_temp_path {directory}/scgi;
+                {temporary_files_in(directory)}
                 access_log off;
                 include conf.d/*.conf;
                 {http}

@@ -69,6 +69,16 @@ def _keep_within(directory: Path, files: Path) -> None:
         (files / file).write_text(text.replace(elsewhere, str(directory / place)))
 
 
+def temporary_files_in(directory: Path | str) -> str:
+    """Return the lines for an http block that keep nginx's temporary files in ``directory``.
+
+    It makes a directory for each kind, used or not, and an ordinary user may not make the built-in
+    ones.
+    """
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    return "".join(f"{kind}_temp_path {directory}/{kind};\n" for kind in kinds)
+
+
 class Nginx(Process):
     """The shipped files, with addresses of its own in conf.d/upstreams.conf.
 
