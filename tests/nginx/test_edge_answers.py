@@ -6,7 +6,8 @@ import re
 import pytest
 from starlette.responses import Response
 
-from tests.nginx.edge import CORS, MEDIA, SLIDING, SYNC, VERSIONS, requests_of, streamed
+from tests.nginx.edge import CORS, MEDIA, SLIDING, SYNC, VERSIONS, requests_of
+from tests.nginx.raw_upstream import streamed
 from tests.stack.nginx import SHIPPED
 
 RENDEZVOUS = "/_matrix/client/unstable/org.matrix.msc4108/rendezvous"
