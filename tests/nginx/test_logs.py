@@ -3,10 +3,12 @@
 import json
 import re
 import time
+from contextlib import ExitStack
 
 import pytest
+from starlette.responses import Response
 
-from tests.nginx.conftest import USERS
+from tests.nginx.conftest import USERS, new_directory
 from tests.nginx.edge import (
     ACCESS_LOG,
     JSON_LOG,
@@ -20,6 +22,8 @@ from tests.nginx.edge import (
     sent_raw,
 )
 from tests.stack.nginx import EDGE_CACHE
+from tests.stack.process import wait_until
+from tests.stack.router import Router
 
 BOTH = pytest.mark.parametrize("log", [ACCESS_LOG, JSON_LOG], ids=["text", "json"])
 TOKEN = f"token-{USERS[0]}-0"
@@ -80,6 +84,61 @@ def test_a_sync_is_found_again(make_site, pools, log):
     for name in ("request_time", "connect_time", "header_time", "response_time"):
         assert 0 <= float(shown[name]) < 30
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\S+", shown["time"])
+
+
+def logged_sources(log, lines):
+    return [parsed(log, line)["source"] for line in lines]
+
+
+@BOTH
+@pytest.mark.parametrize("address", ["dead_address", "hung_address"])
+def test_a_router_that_does_not_answer_is_shown(make_site, log, address, request):
+    site = make_site(log, router_address=request.getfixturevalue(address))
+    site.get(SYNC, TOKEN)
+    assert logged_sources(log, logged(site)) == ["unavailable"]
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "answer",
+    [Response(status_code=500), Response(status_code=401), Response(status_code=204)],
+    ids=["error", "refusal", "nothing said"],
+)
+def test_a_router_that_answers_otherwise_is_shown(make_site, fake_router, log, answer):
+    fake_router.answer = answer
+    site = make_site(log, router_address=fake_router.address)
+    site.get(SYNC, TOKEN)
+    assert logged_sources(log, logged(site)) == ["unavailable"]
+
+
+@BOTH
+def test_each_request_of_a_connection_has_a_source_of_its_own(make_site, fake_router, log):
+    known = Response(status_code=204, headers={"X-User-Identifier-Source": "cache"})
+    site = make_site(log, router_address=fake_router.address)
+    for answer in (known, Response(status_code=500)) * 2:
+        fake_router.answer = answer
+        site.get(SYNC, TOKEN)
+        site.get(VERSIONS, TOKEN)
+    nobody = "" if log is JSON_LOG else "-"
+    assert logged_sources(log, logged(site, 8)) == ["cache", nobody, "unavailable", nobody] * 2
+
+
+@BOTH
+def test_a_known_user_is_known_while_the_edge_cache_asks_in_vain(make_site, main, log):
+    """At a UNIX socket, where it fails before nginx has gone on with the request."""
+    with ExitStack() as stack:
+        directory = new_directory(stack)
+        options = ("--edge-ttl", "1")
+        socket = f"unix:{directory}/sock"
+        with Router(directory, f"http://{main.address}", *options, listen=socket):
+            site = make_site(log, EDGE_CACHE, router_address=socket)
+            site.get(SYNC, TOKEN)
+            last = time.monotonic()
+    wait_until(lambda: time.monotonic() > last + 2, "the answer is too old")
+    for _ in range(5):
+        site.get(SYNC, TOKEN)
+    site.get(SYNC, "another")
+    assert logged_sources(log, logged(site, 7)) == ["whoami"] * 6 + ["unavailable"]
 
 
 @BOTH
