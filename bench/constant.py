@@ -8,7 +8,6 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from whoami_router.serve import uvicorn_config
-from whoami_router.settings import Settings
 
 # What whoami-router says of a token that it remembers.
 _START: dict[str, Any] = {
@@ -31,10 +30,8 @@ async def constant(scope: Scope, receive: Receive, send: Send) -> None:  # noqa:
 
 def serve(port: int) -> None:
     """Serve as whoami-router is served, but over uvicorn's own HTTP."""
-    config = uvicorn_config(Settings())
-    config.app = constant
+    config = uvicorn_config(constant, lifespan="off")
     config.http = "httptools"
-    config.lifespan = "off"
     with socket.create_server(("127.0.0.1", port), backlog=2048) as listener:
         uvicorn.Server(config).run(sockets=[listener])
 

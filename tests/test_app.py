@@ -5,12 +5,15 @@ import json
 
 import httpx
 import pytest
+from starlette.applications import Starlette
 from starlette.responses import Response
 
+from tests import logged
 from tests.clock import Clock
 from tests.fake_synapse import FakeSynapse
 from tests.test_tokens import NATIVE
 from whoami_router.app import Application, create_app
+from whoami_router.metrics import Metrics
 from whoami_router.settings import Settings
 from whoami_router.tokens import fingerprint
 
@@ -195,13 +198,19 @@ async def test_defect_costs_the_identifier_and_not_the_request(caplog):
         def remembered(self, token):
             raise RuntimeError(token)
 
-    transport = httpx.ASGITransport(Application(DefectiveResolver(), None, edge_ttl=60))
+    metrics = Metrics()
+    transport = httpx.ASGITransport(
+        Application(DefectiveResolver(), metrics, Starlette(), Settings())
+    )
     async with httpx.AsyncClient(transport=transport, base_url="http://router") as client:
         response = await client.get("/resolve", headers={"authorization": "Bearer very-secret"})
     assert response.status_code == 204
     assert "x-user-identifier" not in response.headers
-    assert "RuntimeError" in caplog.text
-    assert "very-secret" not in caplog.text
+    [record] = caplog.records
+    assert logged.fields(record)["error"] == "RuntimeError"
+    assert "in remembered" in logged.fields(record)["stack"]
+    assert "very-secret" not in logged.text(caplog)
+    assert metrics.resolves["error"] == 1
 
 
 async def test_mistaken_path_is_not_found(client):

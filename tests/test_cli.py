@@ -20,6 +20,7 @@ from tests.stack.process import Process, accepts, wait_until
 from tests.stack.router import Router
 from tests.test_tokens import NATIVE
 from whoami_router import __version__
+from whoami_router.app import create_app
 from whoami_router.serve import uvicorn_config
 from whoami_router.settings import Settings
 
@@ -28,6 +29,7 @@ UPSTREAMS = Path(__file__).parents[1] / "nginx/conf.d/upstreams.conf"
 OPTIONS = [
     "synapse-url",
     "listen",
+    "admin-listen",
     "cache-size",
     "cache-ttl",
     "stale-ttl",
@@ -38,7 +40,9 @@ OPTIONS = [
     "edge-ttl",
     "native-tokens",
     "log-level",
+    "log-format",
 ]
+WITHOUT_DEFAULT = {"admin-listen"}
 
 
 def run(*arguments, **environment):
@@ -90,7 +94,7 @@ def test_help_shows_each_option_with_its_environment_variable_and_default():
     for option in OPTIONS:
         assert f"--{option}" in text
         assert f"env var: WHOAMI_ROUTER_{option.replace('-', '_').upper()}" in text
-    assert text.count("default: ") == len(OPTIONS)
+    assert text.count("default: ") == len({*OPTIONS} - WITHOUT_DEFAULT)
 
 
 def test_command_without_arguments_shows_its_help():
@@ -208,8 +212,8 @@ def test_environment_variables_set_every_option(tmp_path, synapse_url):
         "http://127.0.0.1:1",
         "sock",
         "321",
-        "alice (whoami)",
-        "alice (cache)",
+        "identifier=alice source=whoami",
+        "identifier=alice source=cache",
     ):
         assert word in log
 
@@ -287,14 +291,16 @@ def test_request_in_flight_is_answered_before_the_end(tmp_path, synapse, synapse
     assert answers[0].headers["x-user-identifier"] == "alice"
     assert router.returncode == 0
     assert not (tmp_path / "sock").exists()
-    assert len(router.log_text().splitlines()) == 1
+    start, end = router.log_text().splitlines()
+    assert "listening" in start
+    assert f"stopped signal={number.name}" in " ".join(end.split())
 
 
 def test_idle_connections_outlive_those_of_nginx():
     [seconds] = re.findall(
         r"upstream whoami_router {[^}]*keepalive_timeout (\d+)s;", UPSTREAMS.read_text()
     )
-    assert int(seconds) < uvicorn_config(Settings()).timeout_keep_alive
+    assert int(seconds) < uvicorn_config(create_app(Settings())).timeout_keep_alive
 
 
 def test_as_many_connections_may_wait_as_the_system_admits(tmp_path, synapse_url):
@@ -336,7 +342,7 @@ def test_no_log_level_shows_a_token(tmp_path, synapse, synapse_url):
         synapse.answer = Response(status_code=500)
         resolve(router, authorization="Bearer very-secret-3")
     log = router.log_text()
-    assert "alice (whoami)" in log
+    assert "identifier=alice source=whoami" in log
     assert "very-secret" not in log
 
 

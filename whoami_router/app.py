@@ -1,21 +1,19 @@
-"""The ASGI application: its routes, and what they are wired from."""
+"""The ASGI application: ``/resolve``, and what it is wired from."""
 
 import logging
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from whoami_router import tokens
-from whoami_router.resolver import Resolver
+from whoami_router.admin import create_admin
+from whoami_router.metrics import Metrics
+from whoami_router.resolver import Resolver, Source
 from whoami_router.settings import Settings
-from whoami_router.whoami import Caller, TransportFactory, Whoami, WhoamiUnavailable
+from whoami_router.whoami import Caller, TransportFactory, Whoami
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +31,9 @@ def create_app(
         transport=transport,
         clock=clock,
     )
+    metrics = Metrics(clock=clock)
     resolver = Resolver(
-        whoami.owner,
+        metrics.timed(whoami.owner),
         cache_size=settings.cache_size,
         cache_ttl=settings.cache_ttl,
         stale_ttl=settings.stale_ttl,
@@ -44,42 +43,31 @@ def create_app(
         decode_native_tokens=settings.native_tokens == "decode",
         clock=clock,
     )
-
-    async def health(_: Request) -> Response:
-        return Response(status_code=204)
-
-    async def ready(_: Request) -> Response:
-        try:
-            await whoami.check()
-        except WhoamiUnavailable as exc:
-            return PlainTextResponse(f"Synapse cannot be asked: {exc}\n", status_code=503)
-        return Response(status_code=204)
-
-    @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        yield
-        await whoami.aclose()
-
-    others = Starlette(routes=[Route("/health", health), Route("/ready", ready)], lifespan=lifespan)
-    others.router.redirect_slashes = False  # "/health/" is a mistake to be seen, as a 404
-    return Application(resolver, others, edge_ttl=settings.edge_ttl)
+    metrics.watch(resolver, whoami.states)
+    admin = create_admin(check=whoami.check, metrics=metrics, close=whoami.aclose)
+    return Application(resolver, metrics, admin, settings)
 
 
 class Application:
     """Answers ``/resolve``, and leaves everything else to ``others``.
 
     Any request there is answered 204, with the identifier to route by if there is one; of any
-    method: nginx asks with GET, other proxies with the client's.
+    method: nginx asks with GET, other proxies with the client's. ``admin`` is what is not for
+    the proxy; it is ``others``, unless it has a listener of its own (``--admin-listen``).
 
     The proxy waits for this answer before every sync. So ``/resolve`` is no Route: for a token
     that is remembered, the way to one would cost more than the answer.
     """
 
-    def __init__(self, resolver: Resolver, others: Starlette, *, edge_ttl: int) -> None:
+    def __init__(
+        self, resolver: Resolver, metrics: Metrics, admin: Starlette, settings: Settings
+    ) -> None:
         self.resolver = resolver
-        self.others = others
+        self.admin = admin
+        self.others = admin if settings.admin_listen is None else _nothing(admin)
+        self._resolves = metrics.resolves
         # X-Accel-Expires is for nginx, if it has a cache of its own; no client sees it.
-        self._repeatable = (b"x-accel-expires", b"%d" % edge_ttl)
+        self._repeatable = (b"x-accel-expires", b"%d" % settings.edge_ttl)
         self._remembered = [(b"x-user-identifier-source", b"cache"), self._repeatable]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,6 +81,7 @@ class Application:
             # All but one request in a thousand need no more than this.
             identifier = None if token is None else self.resolver.remembered(token)
             if identifier is not None:
+                self._resolves[Source.CACHE] += 1
                 answer = [*self._remembered, (b"x-user-identifier", identifier.encode())]
             else:
                 answer = await self._resolve(token, headers)
@@ -100,8 +89,10 @@ class Application:
             # The place but not the message, which could quote what the client sent.
             place = "".join(traceback.format_tb(exc.__traceback__))
             logger.error(  # noqa: TRY400  (.exception would add the message)
-                "%s while resolving, please report:\n%s", type(exc).__name__, place
+                "error while resolving, please report",
+                extra={"error": type(exc).__name__, "stack": place},
             )
+            self._resolves["error"] += 1
             answer = []
         await send({"type": "http.response.start", "status": 204, "headers": answer})
         await send({"type": "http.response.body"})
@@ -111,6 +102,7 @@ class Application:
     ) -> list[tuple[bytes, bytes]]:
         caller = Caller(headers.get(b"x-forwarded-for"), headers.get(b"user-agent"))
         resolution = await self.resolver.resolve(token, caller, tokens.original_uri(headers))
+        self._resolves[resolution.source] += 1
         answer = [
             (b"x-user-identifier-source", resolution.source.encode()),
             self._repeatable if resolution.repeatable else (b"x-accel-expires", b"0"),
@@ -118,3 +110,8 @@ class Application:
         if resolution.identifier is not None:
             answer.append((b"x-user-identifier", resolution.identifier.encode()))
         return answer
+
+
+def _nothing(admin: Starlette) -> Starlette:
+    """Return what has no routes, but lives as long as ``admin``."""
+    return Starlette(lifespan=admin.router.lifespan_context)

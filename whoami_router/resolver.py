@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from cachetools import LRUCache
 
@@ -27,6 +27,9 @@ _KEPT_FOR_NEW_TOKENS = 3 / 4
 
 # Seconds between two lines about lookups that were shed.
 _SHED_LOG_INTERVAL = 60
+
+
+_Remembered = TypeVar("_Remembered")
 
 
 class Lookup(Protocol):
@@ -83,6 +86,33 @@ class _Refusal:
     rejected: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """How many tokens are remembered now and at most, and how many had to make room so far."""
+
+    count: int
+    limit: int
+    evicted: int
+
+
+class _Recent(LRUCache[bytes, _Remembered]):
+    """What was used last, by fingerprint; counts what had to make room."""
+
+    # Not a cache that drops what has expired: the least recently used goes first anyway, and the
+    # order of expiry would cost a fifth more memory.
+
+    evicted = 0
+
+    def popitem(self) -> tuple[bytes, _Remembered]:
+        """Forget the least recently used, as the cache does when it is full."""
+        self.evicted += 1
+        return super().popitem()
+
+    @property
+    def memory(self) -> Memory:
+        return Memory(len(self), int(self.maxsize), self.evicted)
+
+
 @dataclass(frozen=True, slots=True, repr=False)  # it holds a token
 class _Question:
     key: bytes
@@ -124,20 +154,33 @@ class Resolver:
         self._refreshed_earliest = cache_ttl * _REFRESHED_EARLIEST
         self._stale_ttl = stale_ttl
         self._rejected_ttl = rejected_ttl
-        self._max_lookups = max_lookups
+        self.max_lookups = max_lookups
         self._max_for_refreshes = max_lookups - int(max_lookups * _KEPT_FOR_NEW_TOKENS)
         self._decode_native_tokens = decode_native_tokens
         self._clock = clock
-        # Not caches that drop what has expired: the least recently used goes first anyway, and
-        # the order of expiry would cost a fifth more memory.
-        self._answers: LRUCache[bytes, _Answer] = LRUCache(cache_size)
-        self._refusals: LRUCache[bytes, _Refusal] = LRUCache(rejected_size)
+        self._answers: _Recent[_Answer] = _Recent(cache_size)
+        self._refusals: _Recent[_Refusal] = _Recent(rejected_size)
         self._in_flight: dict[bytes, asyncio.Task[Resolution]] = {}
         self._turn = asyncio.Lock()
         self.shed = 0
         """How many requests were routed by their fallback for lack of room."""
         self._shed_logged = 0
         self._shed_logged_at = -math.inf
+
+    @property
+    def lookups_in_flight(self) -> int:
+        """How many lookups run now."""
+        return len(self._in_flight)
+
+    @property
+    def owners(self) -> Memory:
+        """The tokens whose owner is remembered."""
+        return self._answers.memory
+
+    @property
+    def rejections(self) -> Memory:
+        """The tokens that Synapse rejected, or failed over."""
+        return self._refusals.memory
 
     def remembered(self, token: bytes) -> str | None:
         """Return the identifier, if it is all there is to do about this token, else None.
@@ -213,7 +256,7 @@ class Resolver:
             return _REJECTED if refusal.rejected else self._fallback(question)
         if not tokens.is_askable(question.token):
             return self._fallback(question)
-        lookup = self._start_lookup(question, at_most=self._max_lookups)
+        lookup = self._start_lookup(question, at_most=self.max_lookups)
         if lookup is None:
             self._note_shed()
             return self._fallback(question)
@@ -253,7 +296,9 @@ class Resolver:
         except (WhoamiUnavailable, ValueError) as exc:
             # Not more than debug: there may be one for each request. When Synapse is away, that
             # is said once, where it is noticed.
-            logger.debug("%s: no answer: %s", question.key.hex()[:12], exc)
+            logger.debug(
+                "no answer", extra={"fingerprint": question.key.hex()[:12], "reason": str(exc)}
+            )
             if isinstance(exc, TokenUnanswerable):
                 self._note_refusal(question, rejected=False)
             return self._fallback(question)
@@ -261,7 +306,8 @@ class Resolver:
             # The place but not the message, which could quote the request.
             place = "".join(traceback.format_tb(exc.__traceback__))
             logger.error(  # noqa: TRY400  (.exception would add the message)
-                "%s during a lookup, please report:\n%s", type(exc).__name__, place
+                "error during a lookup, please report",
+                extra={"error": type(exc).__name__, "stack": place},
             )
             return self._fallback(question)
         if owner is None or identifier is None:
@@ -310,16 +356,22 @@ class Resolver:
         now = self._clock()
         if now >= self._shed_logged_at + _SHED_LOG_INTERVAL:
             logger.warning(
-                "More than %d lookups at once (--max-lookups): %d requests were routed by their "
-                "fallback",
-                self._max_lookups,
-                self.shed - self._shed_logged,
+                "too many lookups at once, requests are routed by their fallback",
+                extra={"max_lookups": self.max_lookups, "requests": self.shed - self._shed_logged},
             )
             self._shed_logged, self._shed_logged_at = self.shed, now
 
 
 def _log(key: bytes, resolution: Resolution) -> None:
-    logger.debug("%s: %s (%s)", key.hex()[:12], resolution.identifier, resolution.source)
+    if logger.isEnabledFor(logging.DEBUG):
+        logger.debug(
+            "resolved",
+            extra={
+                "fingerprint": key.hex()[:12],
+                "identifier": resolution.identifier,
+                "source": resolution.source.value,
+            },
+        )
 
 
 def _decode(token: bytes) -> Resolution | None:

@@ -70,6 +70,10 @@ class _NoAnswer(_Failed):
     """There was none, which may be due to what was asked, too."""
 
 
+class LeftAlone(WhoamiUnavailable):
+    """Nobody was asked: every URL has failed too often, and rests."""
+
+
 class TokenUnanswerable(WhoamiUnavailable):
     """Synapse fails over this token, though it can be asked about others."""
 
@@ -84,6 +88,15 @@ class Caller:
 
     forwarded_for: bytes | None = None
     user_agent: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerState:
+    """One URL: whether it is left alone now, and how many times that has begun."""
+
+    url: str
+    away: bool
+    losses: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +133,8 @@ class Whoami:
 
         With an application service's token and a ``user_id`` that is the user it names, and None
         if the service may not act for that user. Raises WhoamiUnavailable if Synapse does not
-        say, at once while every URL is left alone; TokenUnanswerable if that is the token's
-        fault.
+        say: LeftAlone, at once, while every URL is left alone; TokenUnanswerable if that is the
+        token's fault.
         """
         headers = {
             b"authorization": b"Bearer " + token,
@@ -132,7 +145,7 @@ class Whoami:
             # Synapse warns in its log about each request that has the one without the other.
             headers[b"x-forwarded-proto"] = b"https"
         request = _Request(headers, {} if user_id is None else {"user_id": user_id})
-        unavailable = WhoamiUnavailable
+        unavailable: type[WhoamiUnavailable] = LeftAlone
         failures = []
         present = []
         for server in self._servers:
@@ -156,12 +169,20 @@ class Whoami:
                 unavailable = TokenUnanswerable
                 failures.append(str(exc))
             except WhoamiUnavailable as exc:
+                if unavailable is LeftAlone:
+                    unavailable = WhoamiUnavailable
                 failures.append(str(exc))
         raise unavailable("; ".join(failures))
 
     async def _probe(self, server: "_Server", request: "_Request") -> None:
         with suppress(WhoamiUnavailable):  # the server has noted it
             await server.ask(request, timeout=self._timeout)
+
+    def states(self) -> list[ServerState]:
+        """Return the state of each URL."""
+        return [
+            ServerState(server.url, server.backoff.away, server.losses) for server in self._servers
+        ]
 
     async def check(self) -> None:
         """Return if Synapse can be asked: without a token, it has to say that there is none.
@@ -208,7 +229,8 @@ class _Server:
     ) -> None:
         self.backoff = Backoff(clock=clock)
         self.reason = ""
-        self._url = url
+        self.losses = 0
+        self.url = url
         self._clock = clock
         self._closed = False
         self._timeout = timeout
@@ -296,7 +318,7 @@ class _Server:
         was_away = self.backoff.away
         self.backoff.succeeded(mark)
         if was_away and not self.backoff.away:
-            logger.info("Synapse can be asked again: %s", self._url)
+            logger.info("Synapse can be asked again", extra={"url": self.url})
 
     def _note_failure(self, mark: int, exc: WhoamiUnavailable) -> None:
         if self._closed:
@@ -305,7 +327,11 @@ class _Server:
         self.reason = str(exc)
         self.backoff.failed(mark, retry_after=exc.retry_after)
         if self.backoff.away and not was_away:
-            logger.warning("Synapse cannot be asked, and is left alone for a while: %s", exc)
+            self.losses += 1
+            logger.warning(
+                "Synapse cannot be asked, and is left alone for a while",
+                extra={"url": self.url, "reason": str(exc)},
+            )
 
     @asynccontextmanager
     async def _in_time(self, seconds: float) -> AsyncIterator[None]:
@@ -313,7 +339,7 @@ class _Server:
             async with asyncio.timeout(seconds):
                 yield
         except TimeoutError as exc:
-            raise WhoamiUnavailable(f"{self._url} did not answer in time") from exc
+            raise WhoamiUnavailable(f"{self.url} did not answer in time") from exc
 
     async def _get(self, request: _Request) -> Owner | None:
         url = self._whoami.copy_merge_params(request.params) if request.params else self._whoami
@@ -329,13 +355,13 @@ class _Server:
             finally:
                 await response.aclose()
         except WhoamiUnavailable as exc:
-            raise type(exc)(f"{self._url} {exc}", retry_after=exc.retry_after) from exc
+            raise type(exc)(f"{self.url} {exc}", retry_after=exc.retry_after) from exc
         # Whatever it is: httpx-aiohttp lets some of aiohttp's own errors through, and a probe has
         # to report in any case.
         except Exception as exc:  # noqa: BLE001
             reason = _describe(exc)
         # Out here, without a cause: what aiohttp raises holds the request, and with it the token.
-        raise _NoAnswer(f"{self._url} failed to answer ({reason})")
+        raise _NoAnswer(f"{self.url} failed to answer ({reason})")
 
     async def aclose(self) -> None:
         """Close every connection."""

@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 import pytest
 
+from tests import logged
 from tests.resolver.lookup import CALLER, confirmed, settle
 from whoami_router.resolver import Resolution, Source
 from whoami_router.whoami import WhoamiUnavailable
@@ -135,5 +136,6 @@ async def test_log_tells_the_user_and_no_token(resolver, lookup, caplog):
     caplog.set_level(logging.DEBUG)
     lookup.services[b"very-secret"] = [BRIDGE, BOB]
     await resolve(resolver, BOB, b"very-secret")
-    assert "_bridge_bob (whoami)" in caplog.text
-    assert "very-secret" not in caplog.text
+    said = [logged.fields(record) for record in caplog.records]
+    assert [each["identifier"] for each in said if each["source"] == "whoami"] == ["_bridge_bob"]
+    assert "very-secret" not in logged.text(caplog)
