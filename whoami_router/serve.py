@@ -34,15 +34,15 @@ def serve(settings: Settings) -> None:
     # listener opens: whoever sees it may send a signal at once, and its socket has to go.
     for stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop, _exit)
+    if settings.admin_listen == settings.listen:
+        raise CannotListen(
+            f"--admin-listen: {settings.listen} is that of --listen; leave the option out to have "
+            "both in one place."
+        )
     with ExitStack() as stack:
         listener = stack.enter_context(_opened("--listen", settings.listen))
         admin = None
         if settings.admin_listen is not None:
-            if settings.admin_listen == settings.listen:
-                raise CannotListen(
-                    f"--admin-listen: {settings.listen} is that of --listen; leave the option out "
-                    "to have both in one place."
-                )
             admin = stack.enter_context(_opened("--admin-listen", settings.admin_listen))
         _log_start(settings, listener, admin)
         _run(settings, listener, admin)
