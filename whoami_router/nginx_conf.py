@@ -83,6 +83,11 @@ class Configuration:
     path: Path
     directives: tuple[Directive, ...]
 
+    @property
+    def whole(self) -> bool:
+        """Whether it is a whole configuration, and not a part that another file includes."""
+        return any(one.name in _MAIN_BLOCKS for one in self.directives)
+
     @cached_property
     def http(self) -> Directive:
         """The http block; in a fragment, one with everything in it."""
@@ -116,6 +121,11 @@ class Configuration:
         }
 
     @property
+    def every(self) -> Iterator[Directive]:
+        """Yield all directives of http, also those within blocks, in order."""
+        return _every(self.http)
+
+    @property
     def locations(self) -> Iterator[Location]:
         """Yield every location, also those within others, in order."""
         return _locations(self.http, ())
@@ -130,6 +140,12 @@ def load(path: str | Path) -> Configuration:
     path = Path(path)
     main = _parse(path)
     return Configuration(path, _with_includes(main, _directory(path, main), (path,)))
+
+
+def _every(block: Directive) -> Iterator[Directive]:
+    for child in block.children:
+        yield child
+        yield from _every(child)
 
 
 def _locations(block: Directive, parents: tuple[Directive, ...]) -> Iterator[Location]:
