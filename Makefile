@@ -9,7 +9,8 @@
 PYTHON_PACKAGES := python3 python3-venv
 # gcc and the headers: PostgreSQL's client for Python is built from source.
 ALL_PACKAGES := $(PYTHON_PACKAGES) gcc libc6-dev libpq-dev python3-dev nginx postgresql redis-server \
-	docker-compose libfaketime wrk util-linux systemd libnginx-mod-http-js
+	docker-compose libfaketime wrk util-linux systemd libnginx-mod-http-js prometheus mtail \
+	chromium chromium-driver
 
 # SYNAPSE_PYTHON=/path/to/python: a Python that has Synapse already.
 ifndef SYNAPSE_PYTHON

@@ -17,7 +17,7 @@ from bench.results import Results
 from bench.standins import NGINX
 from tests.stack.deployment import deployed
 
-PARTS = ("hits", "processes", "misses", "memory", "syncs", "endpoints")
+PARTS = ("hits", "counting", "processes", "misses", "memory", "syncs", "endpoints")
 _OUTPUT = Path(__file__).parents[1] / "build/bench"
 
 
@@ -62,7 +62,7 @@ def _runs(part: str, results: Results, *, runs: int, seconds: int) -> Iterator[N
         yield
         return
     with ExitStack() as stack:
-        options: dict[str, Any] = {} if part == "memory" else {"seconds": seconds}
+        options: dict[str, Any] = {} if part in ("memory", "counting") else {"seconds": seconds}
         if part == "misses":
             options["synapse"] = stack.enter_context(
                 deployed(lambda what: _say(f"{part}: starting {what}"))

@@ -12,6 +12,7 @@ _FIGURES = {
     "p99_ms": ("99 %, ms", 2),
     "nginx_us": ("nginx, µs CPU", 1),
     "router_us": ("service, µs CPU", 1),
+    "call_us": ("µs each", 2),
     "lookup_us": ("router, µs CPU", 1),
     "bytes_per_token": ("bytes per token", 0),
     "nginx_bytes_per_token": ("in nginx", 0),
@@ -27,6 +28,7 @@ _FIGURES = {
 _PARTS = {
     "hits": ("Hits", "tokens"),
     "service": ("Hits, without nginx", "tokens"),
+    "counting": ("What counting costs", ""),
     "processes": ("Several router processes", ""),
     "misses": ("Misses", "lookups at once"),
     "storm": ("Hits while many tokens are new", ""),
@@ -116,6 +118,14 @@ TARGETS = (
         "router / constant ASGI, CPU per request, 1 token",
         1.25,
         lambda results: results.ratio("service", "router", "constant ASGI", 1, "router_us"),
+        at_least=False,
+    ),
+    Target(
+        "counting a hit / the hit, without HTTP",
+        0.05,
+        lambda results: results.ratio(
+            "counting", "counting it", "a hit, without HTTP", None, "call_us"
+        ),
         at_least=False,
     ),
     Target("router with 200,000 tokens / with 1,000, requests/s", 0.9, _growth),

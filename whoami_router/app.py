@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 from whoami_router import tokens
 from whoami_router.admin import create_admin
 from whoami_router.metrics import Metrics
-from whoami_router.resolver import Resolver, Source
+from whoami_router.resolver import Resolver
 from whoami_router.settings import Settings
 from whoami_router.whoami import Caller, TransportFactory, Whoami
 
@@ -81,7 +81,7 @@ class Application:
             # All but one request in a thousand need no more than this.
             identifier = None if token is None else self.resolver.remembered(token)
             if identifier is not None:
-                self._resolves[Source.CACHE] += 1
+                self._resolves["cache"] += 1
                 answer = [*self._remembered, (b"x-user-identifier", identifier.encode())]
             else:
                 answer = await self._resolve(token, headers)
