@@ -1,16 +1,18 @@
 # Run it from a bare clone: each target first sets up what it needs, and a second run is quick.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench soak endpoints lint python-packages all-packages bench-packages
+.PHONY: help demo test bench soak endpoints lint \
+	python-packages stack-packages all-packages bench-packages
 # Set-up steps would get in each other's way.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
 PYTHON_PACKAGES := python3 python3-venv
 # gcc and the headers: PostgreSQL's client for Python is built from source.
-ALL_PACKAGES := $(PYTHON_PACKAGES) gcc libc6-dev libpq-dev python3-dev nginx postgresql redis-server \
-	docker-compose libfaketime wrk util-linux systemd libnginx-mod-http-js prometheus mtail \
-	chromium chromium-driver
+STACK_PACKAGES := $(PYTHON_PACKAGES) gcc libc6-dev libpq-dev python3-dev nginx postgresql redis-server \
+	util-linux
+ALL_PACKAGES := $(STACK_PACKAGES) docker-compose libfaketime wrk systemd libnginx-mod-http-js prometheus \
+	mtail chromium chromium-driver
 
 # SYNAPSE_PYTHON=/path/to/python: a Python that has Synapse already.
 ifndef SYNAPSE_PYTHON
@@ -28,7 +30,7 @@ help:
 	@echo
 	@echo "Needs Debian 12 or later (or a relative) and root or sudo for the packages it lacks."
 
-demo: all-packages .venv/.stamp $(SYNAPSE)
+demo: stack-packages .venv/.stamp $(SYNAPSE)
 	@.venv/bin/python -m tests.demo $(ARGS)
 
 test: all-packages lint $(SYNAPSE)
@@ -42,7 +44,7 @@ SOAK := 10
 soak: all-packages .venv/.stamp $(SYNAPSE)
 	WHOAMI_ROUTER_SOAK=$(SOAK) .venv/bin/pytest tests/deployment/faults tests/fuzz tests/resolver/test_memory.py
 
-endpoints: all-packages .venv/.stamp $(SYNAPSE)
+endpoints: stack-packages .venv/.stamp $(SYNAPSE)
 	@.venv/bin/python -m tests.endpoints
 
 lint: .venv/.stamp
@@ -56,6 +58,9 @@ python-packages:
 # Lua is compared with where it can be installed: beside another nginx than Debian's it cannot.
 bench-packages: all-packages
 	-@sh tests/stack/debian-packages.sh libnginx-mod-http-lua
+
+stack-packages:
+	@sh tests/stack/debian-packages.sh $(STACK_PACKAGES)
 
 all-packages:
 	@sh tests/stack/debian-packages.sh $(ALL_PACKAGES)
@@ -77,7 +82,7 @@ pip-install = $(@D)/bin/python -m pip install -qq --disable-pip-version-check
 	@$(pip-install) --editable . --group test --group bench
 	@touch $@
 
-.venv-synapse/.stamp: tests/stack/synapse-requirements.txt | all-packages
+.venv-synapse/.stamp: tests/stack/synapse-requirements.txt | stack-packages
 	$(make-environment)
 	@$(pip-install) --requirement $<
 	@touch $@

@@ -77,7 +77,7 @@ quietly apt-get -q -y -o DPkg::Lock::Timeout=120 install --no-install-recommends
 # Nor are they started when the machine is next.
 for package in $missing; do
     case $package in
-        nginx | postgresql | redis-server)
+        nginx | postgresql | redis-server | prometheus | mtail)
             systemctl --quiet disable "$package" 2>/dev/null || true
             ;;
     esac
