@@ -11,7 +11,8 @@ import pytest
 from starlette.responses import Response
 
 from tests.fake_synapse import FakeSynapse, served
-from whoami_router.whoami import Caller, Owner, Whoami, WhoamiUnavailable, _Request
+from whoami_router.server import Request
+from whoami_router.whoami import Caller, Owner, Whoami, WhoamiUnavailable
 
 pytestmark = pytest.mark.anyio
 
@@ -333,5 +334,5 @@ async def test_token_of_an_application_service_has_no_device(synapse):
 
 
 async def test_request_does_not_show_its_token():
-    request = _Request({b"authorization": b"Bearer very-secret"}, {})
+    request = Request({b"authorization": b"Bearer very-secret"}, {})
     assert "very-secret" not in repr(request)
