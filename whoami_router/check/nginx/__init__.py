@@ -1,0 +1,112 @@
+"""Looks at nginx's configuration: what docs/nginx-traps.md says, of whatever it is made."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from whoami_router.check.findings import Finding, note, wrong
+from whoami_router.check.nginx import asking, edge_cache, logs, pools
+from whoami_router.check.nginx.site import IDENTIFIER_HEADER, PART, Site, auth_request
+from whoami_router.nginx_conf import Directive, Location, UnreadableConfiguration, load
+from whoami_router.settings import ListenAddress
+
+_INCLUDES = (
+    "include snippets/whoami_router.conf; in the server, and include snippets/route_by_user.conf; "
+    "in the locations that go to sync workers"
+)
+
+
+def look(path: Path, *, whoami_timeout: float, listen: ListenAddress | None) -> list[Finding]:
+    """Return what is right and wrong about a configuration.
+
+    ``whoami_timeout``, in seconds, and ``listen`` are those of the router; None if no router is
+    looked at.
+    """
+    try:
+        site = Site(load(path))
+    except UnreadableConfiguration as exc:
+        return [wrong(PART, str(exc).rstrip("."), "correct it; nginx -t says more")]
+    found = _found(site, whoami_timeout=whoami_timeout, listen=listen)
+    return list(dict.fromkeys(found))  # several servers may include the same lines
+
+
+def _found(site: Site, *, whoami_timeout: float, listen: ListenAddress | None) -> Iterator[Finding]:
+    askers = [one for one in site.locations if _asks_for_users(site, one)]
+    yield from _takers(site)
+    if not askers:
+        yield from _nobody(site)
+        return
+    told: set[int] = set()
+    for asker in askers:
+        found = asking.found(site, asker)
+        if isinstance(found, Finding):
+            yield found
+        elif id(found.location.directive) not in told:
+            told.add(id(found.location.directive))
+            yield from asking.look(site, found, whoami_timeout=whoami_timeout, listen=listen)
+            yield from edge_cache.look(site, found)
+    yield from pools.look(site, askers)
+    servers = {id(one.server) for one in askers}
+    yield from pools.missing_pools(
+        site, [one for one in site.locations if id(one.server) in servers]
+    )
+    if any(one.name == "http" for one in site.configuration.directives):
+        for asker in askers:
+            yield from logs.look(site, asker)
+
+
+def _asks_for_users(site: Site, location: Location) -> bool:
+    """Return whether a location asks who the user is, and not something else of somebody else."""
+    if location.server is None or auth_request(location) is None:
+        return False
+    if not any(location.directive.find("proxy_pass")):
+        return False
+    taken = {
+        word.lower() for one in location.inherited("auth_request_set") for word in one.args[1:]
+    }
+    if any(word.endswith(f"http_{IDENTIFIER_HEADER}") for word in taken):
+        return True
+    asked = site.auth_location(location)
+    return asked is not None and _is_ours(asked)
+
+
+def _is_ours(location: Location) -> bool:
+    targets = [one.args[0] for one in location.directive.find("proxy_pass") if one.args]
+    return any(text.endswith("/resolve") or "whoami_router" in text for text in targets)
+
+
+def _takers(site: Site) -> Iterator[Finding]:
+    """Yield locations that take an answer and ask nobody."""
+    for location in site.locations:
+        if pools.asks_nothing(location):
+            yield wrong(
+                PART,
+                "an answer is taken here, and nobody is asked for it: nothing goes by user",
+                "auth_request /_whoami_router/resolve;",
+                location.inherited("auth_request_set")[0].place,
+            )
+
+
+def _nobody(site: Site) -> Iterator[Finding]:
+    place = site.configuration.http
+    if not site.locations:
+        yield note(
+            PART,
+            "there is no location in this file, so whether whoami-router is asked cannot be told",
+            "give the whole configuration (nginx.conf)",
+        )
+        return
+    hashed = [
+        line
+        for upstream in site.configuration.upstreams
+        for line in upstream.find("hash")
+        if any(f"http_{IDENTIFIER_HEADER}" in word.lower() for word in line.args)
+    ]
+    for line in hashed:
+        yield wrong(
+            PART, "a client chooses its worker by a header of its own", _INCLUDES, line.place
+        )
+    yield wrong(PART, "no location asks whoami-router whose request it is", _INCLUDES, _file(place))
+
+
+def _file(block: Directive) -> str:
+    return str(block.file)

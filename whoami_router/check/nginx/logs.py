@@ -1,0 +1,83 @@
+"""Whether nginx's logs show tokens."""
+
+from collections.abc import Iterator
+
+from whoami_router.check.findings import Finding, note, wrong
+from whoami_router.check.nginx.pools import SYNC
+from whoami_router.check.nginx.site import PART, Sample, Site, Walk
+from whoami_router.nginx_conf import Location
+from whoami_router.nginx_maps import Undecided
+
+_SECRET = "very-secret"  # noqa: S105  (the sample's token)
+
+_COMBINED = '$remote_addr - $remote_user [$time_local] "$request" $status $body_bytes_sent'
+_REMEDY = "access_log ... routing; (of conf.d/log_format.conf), or access_log off;"
+
+_SAMPLES = (
+    SYNC.with_token(_SECRET),
+    SYNC.with_query(f"access_token={_SECRET}"),
+    # A client that encodes what it should not: to nginx it is in the path.
+    Sample("a sync", "GET", f"/_matrix/client/v3/sync%3Faccess_token={_SECRET}"),
+)
+
+
+def look(site: Site, location: Location) -> Iterator[Finding]:
+    """Yield which logs of a location show tokens."""
+    lines = location.inherited("access_log")
+    for line in lines:
+        if line.args[:1] == ("off",):
+            continue
+        # The second word is the format, unless it is a parameter.
+        name = next((word for word in line.args[1:2] if "=" not in word), "combined")
+        if (shown := _shown(site, location, name)) is not None:
+            yield wrong(
+                PART,
+                f"this log shows {shown}: whoever reads it can use the account",
+                _REMEDY,
+                line.place,
+            )
+    if not lines and (shown := _shown(site, location, "combined")) is not None:
+        yield note(
+            PART,
+            f"no access_log is set, and nginx's own shows {shown}",
+            _REMEDY,
+            location.directive.place,
+        )
+    yield from _errors(location)
+
+
+def _errors(location: Location) -> Iterator[Finding]:
+    lines = location.inherited("error_log")
+    level = lines[-1].args[1] if lines and len(lines[-1].args) > 1 else "error"
+    if level != "emerg":
+        yield note(
+            PART,
+            f"at level {level} nginx quotes the request line of a request that failed, and so "
+            "the token of a client that sends it in the query",
+            "error_log stderr emerg;",
+            lines[-1].place if lines else location.directive.place,
+        )
+
+
+def _shown(site: Site, location: Location, name: str) -> str | None:
+    """Return which tokens a format shows; None if it shows none, or is not understood."""
+    formats = [one for one in site.configuration.http.find("log_format") if one.args[:1] == (name,)]
+    if name == "combined":
+        template = _COMBINED
+    elif formats:
+        template = "".join(word for word in formats[-1].args[1:] if not word.startswith("escape="))
+    else:
+        return None
+    server = location.server
+    assert server is not None  # noqa: S101  (those who ask are in one)
+    for sample, shown in zip(
+        _SAMPLES,
+        ("every access token", "access tokens in queries", "access tokens in encoded queries"),
+        strict=True,
+    ):
+        try:
+            if _SECRET in Walk(site, server, sample, "alice").text(template):
+                return shown
+        except Undecided:
+            continue
+    return None

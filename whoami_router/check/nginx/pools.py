@@ -1,0 +1,491 @@
+"""Where requests go that are asked about: pools that are hashed by the user, and how."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from whoami_router.check.findings import Finding, note, ok, wrong
+from whoami_router.check.nginx.site import (
+    IDENTIFIER_HEADER,
+    PART,
+    Arrival,
+    Sample,
+    Site,
+    auth_request,
+    depends_on,
+    error_page,
+    hash_of,
+    primary_servers,
+    seconds,
+)
+from whoami_router.nginx_conf import Directive, Location
+from whoami_router.nginx_maps import Undecided, variables
+
+SYNC = Sample("a sync", "GET", "/_matrix/client/v3/sync?since=s1&timeout=30000")
+_INITIAL = Sample("an initial sync", "GET", "/_matrix/client/v3/sync")
+_SLIDING = Sample(
+    "a sliding sync",
+    "POST",
+    "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync?pos=1",
+)
+SYNCS = (SYNC, _INITIAL, _SLIDING)
+
+_MESSAGES = Sample("a room's messages", "GET", "/_matrix/client/v3/rooms/!{}:h/messages?dir=b")
+_SEND = Sample("a transaction", "PUT", "/_matrix/federation/v1/send/{}")
+
+_KEY = "$sync_routing_key"
+_HASH = f"hash {_KEY} consistent; (of conf.d/maps.conf)"
+
+# Twisted, under Synapse, closes a connection that was idle for so long.
+_IDLE_SECONDS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    """An upstream to which requests go that are asked about, from a location."""
+
+    location: Location
+    sample: Sample
+    upstream: Directive
+
+    @property
+    def name(self) -> str:
+        return self.upstream.args[0]
+
+    @property
+    def servers(self) -> list[str]:
+        return primary_servers(self.upstream)
+
+
+def look(site: Site, askers: Sequence[Location]) -> Iterator[Finding]:
+    """Yield what is right and wrong about where the requests go that are asked about."""
+    pools: dict[str, _Pool] = {}
+    for location in askers:
+        yield from _set(location)
+        yield from _to_synapse(location)
+        yield from _errors_of_others(site, location)
+        for sample in _arriving(site, location):
+            found = _pool(site, location, sample)
+            if isinstance(found, _Pool):
+                pools.setdefault(found.name, found)
+            elif found is not None:
+                yield found
+    well: list[str] = []
+    single: list[str] = []
+    for pool in pools.values():
+        findings = list(_by_user(site, pool))
+        if len(pool.servers) == 1 and all(one.status != "wrong" for one in findings):
+            single.append(pool.name)
+        elif not findings:
+            well.append(f"{pool.name} ({len(pool.servers)} servers)")
+        yield from findings
+        yield from _kept(pool)
+        yield from _started_twice(pool)
+    if well:
+        yield ok(PART, f"syncs go by user: {', '.join(well)}")
+    if single:
+        yield note(PART, f"one server only, nothing to choose: {', '.join(single)}")
+    yield from _ways_past(site, askers)
+    yield from _others(site, askers)
+
+
+def missing_pools(site: Site, locations: Sequence[Location]) -> Iterator[Finding]:
+    """Yield the names in maps that are to be upstreams and are none."""
+    told = set()
+    for location in locations:
+        for passed in location.directive.find("proxy_pass"):
+            name = passed.args[0].removeprefix("http://").partition("/")[0] if passed.args else ""
+            if variables(name) != [name.removeprefix("$").lower()] or name in told:
+                continue
+            told.add(name)
+            block = site.configuration.maps.get(name.removeprefix("$").lower())
+            for row in block.children if block is not None else ():
+                pool = row.args[0] if row.args else ""
+                plain = bool(pool) and not set("$:.") & set(pool)
+                if plain and pool not in site.upstreams and pool != "localhost":
+                    yield wrong(
+                        PART,
+                        f"there is no upstream {pool}: requests of {row.name} are answered 503",
+                        f"delete the line, or upstream {pool} {{ ... }}",
+                        row.place,
+                    )
+
+
+# What is known of the user.
+
+
+def _set(location: Location) -> Iterator[Finding]:
+    lines = location.inherited("auth_request_set")
+    line = f"auth_request_set $user_identifier $upstream_http_{IDENTIFIER_HEADER};"
+    values = {one.args[-1].lower() for one in lines if one.args}
+    good = {f"$upstream_http_{IDENTIFIER_HEADER}", f"$sent_http_{IDENTIFIER_HEADER}"}
+    if values & good:
+        return
+    if f"$http_{IDENTIFIER_HEADER}" in values:
+        what = "this is the client's own header: it chooses its worker itself"
+    else:
+        what = "nothing is taken from whoami-router's answer, so no request goes by user"
+    place = lines[0].place if lines else location.inherited("auth_request")[-1].place
+    yield wrong(PART, what, line, place)
+
+
+# Which pool it is.
+
+
+def _arriving(site: Site, location: Location) -> list[Sample]:
+    """Return the syncs that this location handles; the usual one if none is known to."""
+    server = location.server
+    assert server is not None  # noqa: S101  (those who ask are in one)
+    arriving = []
+    for sample in SYNCS:
+        try:
+            arrival = site.walk(server, sample.with_token("t"), "alice")
+        except Undecided:
+            continue
+        if arrival.location is not None and arrival.location.directive is location.directive:
+            arriving.append(sample)
+    return arriving or [SYNC]
+
+
+def _pool(site: Site, location: Location, sample: Sample) -> _Pool | Finding | None:
+    passed = next(location.directive.find("proxy_pass"))
+    try:
+        arrival = site.walk_from(location, sample.with_token("t"), "alice")
+    except Undecided as exc:
+        return note(
+            PART, f"where requests go cannot be told: it depends on {exc}", None, passed.place
+        )
+    if arrival.target is None:
+        return None
+    upstream = site.upstreams.get(arrival.target.name)
+    if upstream is None:
+        if "$" in passed.args[0]:
+            return None  # missing_pools says it better
+        return wrong(
+            PART,
+            f"{arrival.target.name} is no upstream block: nothing is chosen by user",
+            f"upstream synapse_sync {{ hash {_KEY} consistent; server ...; }}",
+            passed.place,
+        )
+    return _Pool(location, sample, upstream)
+
+
+# Whether it is by user.
+
+
+def _by_user(site: Site, pool: _Pool) -> Iterator[Finding]:
+    several = len(pool.servers) > 1
+    hashed = hash_of(pool.upstream)
+    if hashed is None:
+        if several:
+            yield wrong(
+                PART,
+                f"{pool.name} is not hashed: a user's requests go to all its servers",
+                _HASH,
+                pool.upstream.place,
+            )
+        return
+    problem = _key_problem(site, pool, hashed)
+    if problem is not None:
+        yield wrong(PART, f"{pool.name}: {problem}", _HASH, hashed.place)
+        return
+    if "consistent" not in hashed.args and several:
+        yield wrong(
+            PART,
+            f"{pool.name}: with a worker more or less, nearly all users move to another one",
+            f"hash {hashed.args[0]} consistent;",
+            hashed.place,
+        )
+    problem = _fallback_problem(site, pool)
+    if problem is not None and several:
+        yield wrong(PART, f"{pool.name}: {problem}", _HASH, hashed.place)
+
+
+def _key_problem(site: Site, pool: _Pool, hashed: Directive) -> str | None:
+    """Return why a pool is not hashed by the user; None if it is, or if that cannot be told."""
+
+    def key(identifier: str, token: str, **headers: str) -> str | None:
+        sample = replace(pool.sample, headers=headers).with_token(token)
+        return site.walk_from(pool.location, sample, identifier).key
+
+    try:
+        alice, again, bob = key("alice", "a"), key("alice", "b"), key("bob", "c")
+        chosen = key("alice", "a", **{"x-user-identifier": "mallory"})
+    except Undecided:
+        return None
+    template = hashed.args[0]
+    if chosen != alice:
+        return f"a client chooses its worker by a header of its own: {template} depends on it"
+    if alice != again:
+        return f"{template} is of the token, so each device of a user has another worker"
+    return None if alice != bob else _why_same(site, pool, template)
+
+
+def _why_same(site: Site, pool: _Pool, template: str) -> str:
+    """Return why a key is the same for two users."""
+    for name in (f"upstream_http_{IDENTIFIER_HEADER}", f"sent_http_{IDENTIFIER_HEADER}"):
+        if depends_on(site, template, name):
+            return f"${name} is empty here: the answer is known only where auth_request_set is"
+    if _taken_before(site, pool):
+        return (
+            f"{template} is already used before whoami-router is asked, and keeps the value that "
+            "it has then: nothing goes by user"
+        )
+    return f"{template} does not depend on the user that whoami-router names"
+
+
+def _taken_before(site: Site, pool: _Pool) -> bool:
+    """Return whether the key were the user's if only the location's last step used it."""
+    without = _without_limits(pool.location)
+    try:
+        keys = [
+            site.walk_from(without, pool.sample.with_token(token), user).key
+            for user, token in (("alice", "a"), ("bob", "c"))
+        ]
+    except Undecided:
+        return False
+    return keys[0] != keys[1]
+
+
+def _without_limits(location: Location) -> Location:
+    def stripped(block: Directive) -> Directive:
+        kept = tuple(one for one in block.children if one.name not in _EARLY)
+        return replace(block, block=kept)
+
+    parents = tuple(one if one.name == "server" else stripped(one) for one in location.parents)
+    # The server stays the same object: locations are found by it.
+    off = tuple(
+        Directive(name, ("zone=",), location.directive.file, 0)
+        for name in ("limit_req", "limit_conn")
+    )
+    directive = stripped(location.directive)
+    return Location(replace(directive, block=(*off, *directive.children)), parents)
+
+
+_EARLY = {"limit_req", "limit_conn", "if", "set"}
+
+
+def _fallback_problem(site: Site, pool: _Pool) -> str | None:
+    """Return what happens to requests about which the router says nothing."""
+    without = "while whoami-router does not answer, "
+    ways: tuple[tuple[str, Callable[[Sample, str], Sample]], ...] = (
+        ("in the header", Sample.with_token),
+        ("in the query", lambda sample, token: sample.with_query(f"access_token={token}")),
+    )
+    for where, by in ways:
+        try:
+            one, again, other = (
+                site.walk_from(pool.location, by(pool.sample, token)).key
+                for token in ("one", "one", "other")
+            )
+        except Undecided:
+            return None
+        if one == other or one != again:
+            return f"{without}requests with a token {where} go to all servers in turn"
+    return None
+
+
+# How it is passed on.
+
+
+def _to_synapse(location: Location) -> Iterator[Finding]:
+    lines = [one for one in location.inherited("proxy_set_header") if one.args]
+    headers = {one.args[0].lower(): one for one in lines}
+    passed = next(location.directive.find("proxy_pass"))
+    all_pass = not any(
+        one.args == ("off",) for one in location.inherited("proxy_pass_request_headers")
+    )
+    place = lines[0].place if lines else passed.place
+    for name in ("X-User-Identifier", "X-User-Identifier-Source"):
+        if all_pass and (name.lower() not in headers or headers[name.lower()].args[-1] != ""):
+            yield note(
+                PART,
+                f"a client's own header {name} reaches Synapse",
+                f'proxy_set_header {name} "";',
+                place,
+            )
+    for name, value, what in (
+        ("Host", "$host", "the name of the pool instead of its own"),
+        ("X-Forwarded-For", "$remote_addr", "no client's address, or one that the client chose"),
+        ("X-Forwarded-Proto", "$scheme", "not whether the client came by TLS"),
+    ):
+        if name.lower() not in headers:
+            yield note(PART, f"Synapse is told {what}", f"proxy_set_header {name} {value};", place)
+
+
+def _kept(pool: _Pool) -> Iterator[Finding]:
+    """Say what is half done about connections that stay; who wants none has none of the three."""
+    location = pool.location
+    version = location.inherited("proxy_http_version")
+    connection = next(
+        (
+            one
+            for one in location.inherited("proxy_set_header")
+            if one.args and one.args[0].lower() == "connection"
+        ),
+        None,
+    )
+    kept = next(pool.upstream.find("keepalive"), None)
+    lines = {
+        "keepalive 32;": (kept, pool.upstream.place),
+        "proxy_http_version 1.1;": (version[-1] if version else None, location.directive.place),
+        'proxy_set_header Connection "";': (connection, location.directive.place),
+    }
+    missing = {line: place for line, (found, place) in lines.items() if found is None}
+    if len(missing) < len(lines):
+        for line, place in missing.items():
+            yield note(
+                PART,
+                f"{pool.name}: each request opens a connection of its own (before nginx 1.29.7)",
+                line,
+                place,
+            )
+    if kept is None:
+        return
+    idle = next(pool.upstream.find("keepalive_timeout"), None)
+    idle_seconds = seconds(idle.args[0]) if idle is not None and idle.args else _IDLE_SECONDS
+    if idle_seconds is not None and idle_seconds >= _IDLE_SECONDS:
+        yield note(
+            PART,
+            f"{pool.name}: Synapse closes idle connections after {_IDLE_SECONDS} s, and a POST in "
+            "that moment fails",
+            "keepalive_timeout 30s;",
+            kept.place if idle is None else idle.place,
+        )
+
+
+def _started_twice(pool: _Pool) -> Iterator[Finding]:
+    location = pool.location
+
+    def limit(name: str, default: str) -> tuple[float, str]:
+        found = location.inherited(name)
+        text = found[-1].args[0] if found and found[-1].args else default
+        return seconds(text) or 0, found[-1].place if found else location.directive.place
+
+    next_of = location.inherited("proxy_next_upstream")
+    causes = next_of[-1].args if next_of else ("error", "timeout")
+    until, place = limit("proxy_next_upstream_timeout", "0")
+    reading, _ = limit("proxy_read_timeout", "60s")
+    if len(pool.servers) > 1 and "timeout" in causes and not 0 < until < reading:
+        yield note(
+            PART,
+            f"{pool.name}: a sync that takes longer than {reading:g} s (proxy_read_timeout) is "
+            "started again on another worker",
+            f"proxy_next_upstream_timeout {min(30, max(1, int(reading) // 2))}s;",
+            place,
+        )
+
+
+def _errors_of_others(site: Site, location: Location) -> Iterator[Finding]:
+    """Say that a location that an error page leads to has none of its own, but for one line."""
+    name = location.directive.args[0] if location.directive.args else ""
+    server = location.server
+    if not name.startswith("@") or server is None:
+        return
+    leads = any(
+        page.args[-1] == name
+        for one in (server, *(each.directive for each in site.of_server(server)))
+        for page in one.find("error_page")
+        if page.args
+    )
+    recursive = location.inherited("recursive_error_pages")
+    if leads and error_page(location, 502) and (not recursive or recursive[-1].args != ("on",)):
+        yield wrong(
+            PART,
+            f"error pages do not count in {name}, which one led to: when its workers are away "
+            "clients get nginx's HTML",
+            "recursive_error_pages on;",
+            location.directive.place,
+        )
+
+
+# Requests that do not come by here.
+
+
+def _ways_past(site: Site, askers: Sequence[Location]) -> Iterator[Finding]:
+    """Yield syncs that nobody asks about though their pool has several servers."""
+    for server in {id(one.server): one.server for one in askers}.values():
+        assert server is not None  # noqa: S101  (those who ask are in one)
+        for sample in SYNCS:
+            try:
+                arrival = site.walk(server, sample.with_token("t"), "alice")
+            except Undecided:
+                continue
+            if arrival.location is None or arrival.target is None or arrival.asked is not None:
+                continue
+            upstream = site.upstreams.get(arrival.target.name)
+            if upstream is None or len(primary_servers(upstream)) < 2:  # noqa: PLR2004
+                continue
+            say = wrong if sample is SYNC else note
+            yield say(
+                PART,
+                f"{sample.what} ({sample.method} {sample.target.partition('?')[0]}) goes to "
+                f"{arrival.target.name} without its user",
+                "include snippets/route_by_user.conf; in the location",
+                arrival.location.directive.place,
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Together:
+    """Two requests that belong to one worker, and what happens if they reach two."""
+
+    one: Sample
+    other: Sample
+    say: Callable[..., Finding]
+    what: str
+    remedy: str
+
+
+_ONE, _OTHER = "192.0.2.1", "192.0.2.2"
+
+_TOGETHER = (
+    _Together(
+        replace(_MESSAGES, target=_MESSAGES.target.format("room"), address=_ONE),
+        replace(_MESSAGES, target=_MESSAGES.target.format("room"), address=_OTHER),
+        wrong,
+        "two workers page through one room, which Synapse does not allow",
+        "hash by the room ($room_routing_key of conf.d/routes.conf)",
+    ),
+    _Together(
+        replace(_SEND, target=_SEND.target.format("1"), address=_ONE),
+        replace(_SEND, target=_SEND.target.format("2"), address=_ONE),
+        note,
+        "transactions of one server go to several workers, against Synapse's advice",
+        "hash by $remote_addr",
+    ),
+)
+
+
+def _others(site: Site, askers: Sequence[Location]) -> Iterator[Finding]:
+    """Yield what else has to go to one worker of several."""
+    for server in {id(one.server): one.server for one in askers}.values():
+        assert server is not None  # noqa: S101  (those who ask are in one)
+        for both in _TOGETHER:
+            try:
+                one = site.walk(server, both.one.with_token("a"), "alice")
+                other = site.walk(server, both.other.with_token("b"), "bob")
+            except Undecided:
+                continue
+            upstream = _same_upstream(site, (one, other))
+            if upstream is None or len(primary_servers(upstream)) < 2:  # noqa: PLR2004
+                continue
+            if not one.key or one.key != other.key:
+                yield both.say(
+                    PART, f"{upstream.args[0]}: {both.what}", both.remedy, upstream.place
+                )
+
+
+def _same_upstream(site: Site, arrivals: Sequence[Arrival]) -> Directive | None:
+    names = {arrival.target.name if arrival.target else None for arrival in arrivals}
+    name = names.pop() if len(names) == 1 else None
+    return None if name is None else site.upstreams.get(name)
+
+
+def asks_nothing(location: Location) -> bool:
+    """Return whether a location takes an answer that nobody gives."""
+    taken = [
+        one
+        for one in location.inherited("auth_request_set")
+        if one.args and one.args[-1].lower().endswith(f"_http_{IDENTIFIER_HEADER}")
+    ]
+    return bool(taken) and auth_request(location) is None
