@@ -1,5 +1,10 @@
 """Whom nginx believes, whom it lets in, and what Synapse is told of them."""
 
+import ssl
+import subprocess
+from contextlib import ExitStack
+
+import httpx
 import pytest
 
 from tests.nginx.edge import (
@@ -8,6 +13,7 @@ from tests.nginx.edge import (
     MEDIA,
     PRIVATE_CLIENTS,
     ROUTES,
+    SERVER,
     SLIDING,
     STRANGER,
     SYNC,
@@ -19,6 +25,7 @@ from tests.nginx.edge import (
     requests_of,
     sent_raw,
 )
+from tests.stack.process import free_port
 
 PRIVATE = [
     "/_synapse/admin/v1/users",
@@ -280,6 +287,69 @@ def test_scheme_is_one_of_two(make_site, proto, seen):
     site = make_site(TRUSTED_PROXY)
     headers = site.get(VERSIONS, **{**FORWARDED, "x-forwarded-proto": proto}).json()["headers"]
     assert headers["x-forwarded-proto"] == seen
+
+
+@pytest.fixture
+def start_with_tls(make_site, tmp_path):
+    """Return a function that starts an nginx with TLS; it returns a client that speaks it."""
+    key, certificate, port = tmp_path / "key.pem", tmp_path / "certificate.pem", free_port()
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+            *("-nodes", "-keyout", key, "-out", certificate, "-days", "2"),
+            *("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    lines = f"""
+    listen 127.0.0.1:{port} ssl;
+    ssl_certificate {certificate};
+    ssl_certificate_key {key};
+"""
+    with ExitStack() as stack:
+
+        def start(*edits):
+            make_site((SERVER, "    #listen [::]:8080;\n", lines), *edits)
+            trusted = ssl.create_default_context(cafile=certificate)
+            client = httpx.Client(base_url=f"https://127.0.0.1:{port}", verify=trusted)
+            return stack.enter_context(client)
+
+        yield start
+
+
+def test_scheme_is_that_of_the_connection_whatever_a_client_says(start_with_tls):
+    client = start_with_tls()
+    for said in ({}, {"x-forwarded-proto": "http"}, FORWARDED | {"x-forwarded-proto": "http"}):
+        headers = client.get(VERSIONS, headers=said).json()["headers"]
+        assert headers["x-forwarded-proto"] == "https"
+
+
+@pytest.mark.parametrize(
+    ("proto", "seen"), [("http", "http"), ("https", "https"), ("ftp", "https"), ("", "https")]
+)
+def test_listed_proxy_that_speaks_tls_to_us_says_what_its_client_speaks(
+    start_with_tls, proto, seen
+):
+    client = start_with_tls(TRUSTED_PROXY)
+    said = FORWARDED | {"x-forwarded-proto": proto}
+    assert client.get(VERSIONS, headers=said).json()["headers"]["x-forwarded-proto"] == seen
+
+
+@pytest.mark.parametrize("given", ["a" * 128, "x", "1", "-", "a.b", "a:b", "a_b", "a-b", "A1"])
+def test_request_id_of_a_listed_proxy_is_used_as_it_is(make_site, given):
+    response = make_site(TRUSTED_PROXY).get(VERSIONS, **(FORWARDED | {"x-request-id": given}))
+    assert response.headers["x-request-id"] == given
+    assert response.json()["headers"]["x-request-id"] == given
+
+
+@pytest.mark.parametrize("given", ["1 own", "x1 own", "0 1 own"])
+def test_request_id_does_not_say_that_a_listed_proxy_gave_it(site, given):
+    """What nginx thinks of the client stands before it in the text that is looked at."""
+    with client_at(site, STRANGER) as stranger:
+        response = stranger.get(VERSIONS, headers={"x-request-id": given})
+    assert len(response.headers["x-request-id"]) == 32
+    assert response.json()["headers"]["x-request-id"] == response.headers["x-request-id"]
 
 
 @pytest.mark.parametrize("given", ["", "a b", "a\tb", 'a"b', "é", "a;b", "a" * 129, "a,b"])
