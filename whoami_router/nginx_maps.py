@@ -1,7 +1,8 @@
 """What nginx's variables are for a request, as far as ``map`` blocks say; pure."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from whoami_router.nginx_conf import Directive
@@ -41,12 +42,15 @@ class Maps:
             if name
         }
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._maps)
+
     def __contains__(self, variable: str) -> bool:
         return variable in self._maps
 
     def request(self, known: Mapping[str, str]) -> "Request":
         """Return the variables of a request of which these are known (in lower case)."""
-        return Request(self._maps, self._captures, known)
+        return Request(self._maps, self._captures, dict(known))
 
     def mentioned(self, variable: str) -> list[str]:
         """Return each value that the variable is compared with or may become, as written."""
@@ -87,7 +91,7 @@ class Request:
 
     _maps: Mapping[str, _Map]
     _capture_names: set[str]
-    _known: Mapping[str, str]
+    _known: dict[str, str]
     compared: list[str] = field(default_factory=list)
     _found: dict[str, str] = field(default_factory=dict)
     _captured: dict[str, str] = field(default_factory=dict)
@@ -104,6 +108,13 @@ class Request:
             parts.append(self._capture(int(number)) if number else self._variable(*names))
             end = match.end()
         return "".join([*parts, template[end:]])
+
+    def assign(self, name: str, template: str | None) -> None:
+        """Do what ``set`` does; None for a value that nobody knows."""
+        self._known.pop(name, None)
+        if template is not None:
+            with suppress(Undecided):
+                self._known[name] = self.text(template)
 
     def _capture(self, number: int) -> str:
         """Return what the last expression that matched has in this group."""
