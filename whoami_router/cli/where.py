@@ -277,12 +277,13 @@ def _to_change(pools: Sequence[Pool], changes: dict[str, Any]) -> tuple[Pool, tu
 
 def _places(pools: Sequence[Pool], users: _Users) -> tuple[dict[str, Any], list[str]]:
     """Return the server of each user in each pool, as an object and as lines."""
-    found = [(user, [where.place(pool, user.identifier) for pool in pools]) for user in users.found]
-    answer = {"users": [_user_object(user, places) for user, places in found]}
+    objects = []
     lines: list[str] = []
-    for user, places in found:
-        lines += [*([""] if lines else []), *_user_lines(user, places)]
-    return answer, lines
+    for name, identifier in zip(users.names, users.identifiers, strict=True):
+        places = [where.place(pool, identifier) for pool in pools]
+        objects.append(_user_object(name, identifier, places))
+        lines += [*([""] if lines else []), *_user_lines(name, identifier, places)]
+    return {"users": objects}, lines
 
 
 def _user_object(name: str, identifier: str, places: Sequence[where.Place]) -> dict[str, Any]:
