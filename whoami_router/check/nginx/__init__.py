@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from whoami_router.check.findings import Finding, note, wrong
-from whoami_router.check.nginx import asking, edge_cache, logs, pools
+from whoami_router.check.findings import Finding, note, ok, wrong
+from whoami_router.check.nginx import asking, edge_cache, logs, pools, private
 from whoami_router.check.nginx.site import IDENTIFIER_HEADER, PART, Site, auth_request
 from whoami_router.nginx_conf import Directive, Location, UnreadableConfiguration, load
 from whoami_router.settings import ListenAddress
@@ -36,22 +36,26 @@ def _found(site: Site, *, whoami_timeout: float, listen: ListenAddress | None) -
         yield from _nobody(site)
         return
     told: set[int] = set()
+    asking_well = []
     for asker in askers:
         found = asking.found(site, asker)
         if isinstance(found, Finding):
             yield found
-        elif id(found.location.directive) not in told:
+            continue
+        asking_well.append(asker)
+        if id(found.location.directive) not in told:
             told.add(id(found.location.directive))
             yield from asking.look(site, found, whoami_timeout=whoami_timeout, listen=listen)
             yield from edge_cache.look(site, found)
-    yield from pools.look(site, askers)
+    yield from pools.look(site, asking_well)
     servers = {id(one.server) for one in askers}
     yield from pools.missing_pools(
         site, [one for one in site.locations if id(one.server) in servers]
     )
     if any(one.name == "http" for one in site.configuration.directives):
-        for asker in askers:
-            yield from logs.look(site, asker)
+        logged = [finding for asker in askers for finding in logs.look(site, asker)]
+        yield from logged or [ok(PART, "no log shows a token")]
+    yield from private.look(site, askers)
 
 
 def _asks_for_users(site: Site, location: Location) -> bool:

@@ -393,8 +393,8 @@ def _fails_open(site: Site, asking: Asking) -> Iterator[Finding]:
     if missing:
         yield wrong(
             PART,
-            f"when whoami-router is away or broken the client gets an error (after "
-            f"{', '.join(missing)})",
+            "an error of whoami-router, or its absence, is an error for the client: no error_page "
+            f"for {', '.join(missing)}",
             f"{_OPEN}, and location @whoami_router_unavailable {{ return 204; }}",
             pages[0].place if pages else asking.place,
         )

@@ -52,6 +52,14 @@ def look(site: Site, asking: Asking) -> Iterator[Finding]:
     location = asking.location
     switched = location.inherited("proxy_cache")
     if not switched or switched[-1].args == ("off",):
+        keys = list(location.directive.find("proxy_cache_key"))
+        if keys and not switched:
+            yield wrong(
+                PART,
+                "the edge cache is half there: without proxy_cache nothing is remembered",
+                "proxy_cache whoami_router;",
+                keys[-1].place,
+            )
         return
     cache = switched[-1]
     findings = [
@@ -89,6 +97,8 @@ def _whose(site: Site, location: Location, cache: Directive) -> Iterator[Finding
         return
     if shared:
         remedy = _KEY
+        if depends_on(site, template, "edge_cache_query"):
+            remedy = "the maps of $edge_cache_query as conf.d/edge_cache.conf has them"
         if depends_on(site, template, "arg_access_token"):
             remedy += "; $arg_access_token is empty here"
         if not no_cache:

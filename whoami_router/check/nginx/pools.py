@@ -1,6 +1,7 @@
 """Where requests go that are asked about: pools that are hashed by the user, and how."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from whoami_router.check.findings import Finding, note, ok, wrong
@@ -34,6 +35,11 @@ _SEND = Sample("a transaction", "PUT", "/_matrix/federation/v1/send/{}")
 
 _KEY = "$sync_routing_key"
 _HASH = f"hash {_KEY} consistent; (of conf.d/maps.conf)"
+
+# Between nginx and whoami-router only.
+_OURS = ("X-User-Identifier", "X-User-Identifier-Source")
+# What Synapse believes nginx, and nobody else.
+_CLIENTS = {"Host": "$host", "X-Forwarded-For": "$remote_addr", "X-Forwarded-Proto": "$scheme"}
 
 # Twisted, under Synapse, closes a connection that was idle for so long.
 _IDLE_SECONDS = 60
@@ -186,7 +192,7 @@ def _by_user(site: Site, pool: _Pool) -> Iterator[Finding]:
         return
     problem = _key_problem(site, pool, hashed)
     if problem is not None:
-        yield wrong(PART, f"{pool.name}: {problem}", _HASH, hashed.place)
+        yield _about_key(site, pool, hashed, problem)
         return
     if "consistent" not in hashed.args and several:
         yield wrong(
@@ -197,7 +203,25 @@ def _by_user(site: Site, pool: _Pool) -> Iterator[Finding]:
         )
     problem = _fallback_problem(site, pool)
     if problem is not None and several:
-        yield wrong(PART, f"{pool.name}: {problem}", _HASH, hashed.place)
+        yield _about_key(site, pool, hashed, problem)
+
+
+def _about_key(site: Site, pool: _Pool, hashed: Directive, problem: str) -> Finding:
+    block = site.configuration.maps.get(_KEY.removeprefix("$"))
+    ours = depends_on(site, hashed.args[0], _KEY.removeprefix("$"))
+    if problem == _EARLY:
+        remedy = "another key for the limit or condition, for example $binary_remote_addr"
+        return wrong(PART, f"{pool.name}: {hashed.args[0]} {problem}", remedy, hashed.place)
+    if block is not None and ours:
+        remedy = f"the maps of {_KEY} as conf.d/maps.conf has them (whoami-router nginx-files)"
+        return wrong(PART, f"{hashed.args[0]} {problem}", remedy, block.place)
+    return wrong(PART, f"{pool.name}: {hashed.args[0]} {problem}", _HASH, hashed.place)
+
+
+_EARLY = (
+    "is used before whoami-router is asked (by a limit, by an if), and keeps the value that it has "
+    "then: nothing goes by user"
+)
 
 
 def _key_problem(site: Site, pool: _Pool, hashed: Directive) -> str | None:
@@ -210,63 +234,33 @@ def _key_problem(site: Site, pool: _Pool, hashed: Directive) -> str | None:
     try:
         alice, again, bob = key("alice", "a"), key("alice", "b"), key("bob", "c")
         chosen = key("alice", "a", **{"x-user-identifier": "mallory"})
+        if chosen != alice:
+            return "is a client's own header: the client chooses its worker"
+        if alice == again != bob:
+            return None
+        if _taken_before(site, pool):
+            return _EARLY
     except Undecided:
         return None
-    template = hashed.args[0]
-    if chosen != alice:
-        return f"a client chooses its worker by a header of its own: {template} depends on it"
     if alice != again:
-        return f"{template} is of the token, so each device of a user has another worker"
-    return None if alice != bob else _why_same(site, pool, template)
-
-
-def _why_same(site: Site, pool: _Pool, template: str) -> str:
-    """Return why a key is the same for two users."""
+        return "is of the token, so each device of a user has another worker"
     for name in (f"upstream_http_{IDENTIFIER_HEADER}", f"sent_http_{IDENTIFIER_HEADER}"):
-        if depends_on(site, template, name):
-            return f"${name} is empty here: the answer is known only where auth_request_set is"
-    if _taken_before(site, pool):
-        return (
-            f"{template} is already used before whoami-router is asked, and keeps the value that "
-            "it has then: nothing goes by user"
-        )
-    return f"{template} does not depend on the user that whoami-router names"
+        if depends_on(site, hashed.args[0], name):
+            return "is empty here: the answer is known only where auth_request_set is"
+    return "does not depend on the user that whoami-router names"
 
 
 def _taken_before(site: Site, pool: _Pool) -> bool:
-    """Return whether the key were the user's if only the location's last step used it."""
-    without = _without_limits(pool.location)
-    try:
-        keys = [
-            site.walk_from(without, pool.sample.with_token(token), user).key
-            for user, token in (("alice", "a"), ("bob", "c"))
-        ]
-    except Undecided:
-        return False
-    return keys[0] != keys[1]
-
-
-def _without_limits(location: Location) -> Location:
-    def stripped(block: Directive) -> Directive:
-        kept = tuple(one for one in block.children if one.name not in _EARLY)
-        return replace(block, block=kept)
-
-    parents = tuple(one if one.name == "server" else stripped(one) for one in location.parents)
-    # The server stays the same object: locations are found by it.
-    off = tuple(
-        Directive(name, ("zone=",), location.directive.file, 0)
-        for name in ("limit_req", "limit_conn")
-    )
-    directive = stripped(location.directive)
-    return Location(replace(directive, block=(*off, *directive.children)), parents)
-
-
-_EARLY = {"limit_req", "limit_conn", "if", "set"}
+    """Return whether the key were the user's if nothing used it before the question."""
+    keys = [
+        site.walk_from(pool.location, pool.sample.with_token(token), user, question_first=True).key
+        for user, token in (("alice", "a"), ("alice", "b"), ("bob", "c"))
+    ]
+    return keys[0] == keys[1] != keys[2]
 
 
 def _fallback_problem(site: Site, pool: _Pool) -> str | None:
     """Return what happens to requests about which the router says nothing."""
-    without = "while whoami-router does not answer, "
     ways: tuple[tuple[str, Callable[[Sample, str], Sample]], ...] = (
         ("in the header", Sample.with_token),
         ("in the query", lambda sample, token: sample.with_query(f"access_token={token}")),
@@ -280,7 +274,10 @@ def _fallback_problem(site: Site, pool: _Pool) -> str | None:
         except Undecided:
             return None
         if one == other or one != again:
-            return f"{without}requests with a token {where} go to all servers in turn"
+            return (
+                "is the same for all, or empty, while whoami-router does not answer: requests with "
+                f"a token {where} do not keep their worker"
+            )
     return None
 
 
@@ -289,27 +286,26 @@ def _fallback_problem(site: Site, pool: _Pool) -> str | None:
 
 def _to_synapse(location: Location) -> Iterator[Finding]:
     lines = [one for one in location.inherited("proxy_set_header") if one.args]
-    headers = {one.args[0].lower(): one for one in lines}
-    passed = next(location.directive.find("proxy_pass"))
-    all_pass = not any(
-        one.args == ("off",) for one in location.inherited("proxy_pass_request_headers")
-    )
-    place = lines[0].place if lines else passed.place
-    for name in ("X-User-Identifier", "X-User-Identifier-Source"):
-        if all_pass and (name.lower() not in headers or headers[name.lower()].args[-1] != ""):
+    headers = {one.args[0].lower(): one.args[-1] for one in lines}
+    place = lines[0].place if lines else next(location.directive.find("proxy_pass")).place
+    if not any(one.args == ("off",) for one in location.inherited("proxy_pass_request_headers")):
+        own = [name for name in _OURS if headers.get(name.lower()) != ""]
+        if own:
             yield note(
                 PART,
-                f"a client's own header {name} reaches Synapse",
-                f'proxy_set_header {name} "";',
+                f"clients' own headers reach Synapse: {', '.join(own)}",
+                " ".join(f'proxy_set_header {name} "";' for name in own),
                 place,
             )
-    for name, value, what in (
-        ("Host", "$host", "the name of the pool instead of its own"),
-        ("X-Forwarded-For", "$remote_addr", "no client's address, or one that the client chose"),
-        ("X-Forwarded-Proto", "$scheme", "not whether the client came by TLS"),
-    ):
-        if name.lower() not in headers:
-            yield note(PART, f"Synapse is told {what}", f"proxy_set_header {name} {value};", place)
+    missing = [name for name in _CLIENTS if name.lower() not in headers]
+    if missing:
+        yield note(
+            PART,
+            f"Synapse does not hear from nginx who the client is, and whom it asked for: "
+            f"{', '.join(missing)}",
+            " ".join(f"proxy_set_header {name} {_CLIENTS[name]};" for name in missing),
+            place,
+        )
 
 
 def _kept(pool: _Pool) -> Iterator[Finding]:
@@ -335,7 +331,7 @@ def _kept(pool: _Pool) -> Iterator[Finding]:
         for line, place in missing.items():
             yield note(
                 PART,
-                f"{pool.name}: each request opens a connection of its own (before nginx 1.29.7)",
+                "each request to Synapse opens a connection of its own (before nginx 1.29.7)",
                 line,
                 place,
             )
@@ -368,8 +364,8 @@ def _started_twice(pool: _Pool) -> Iterator[Finding]:
     if len(pool.servers) > 1 and "timeout" in causes and not 0 < until < reading:
         yield note(
             PART,
-            f"{pool.name}: a sync that takes longer than {reading:g} s (proxy_read_timeout) is "
-            "started again on another worker",
+            f"a sync that takes longer than {reading:g} s (proxy_read_timeout) is started again on "
+            "another worker",
             f"proxy_next_upstream_timeout {min(30, max(1, int(reading) // 2))}s;",
             place,
         )
@@ -402,27 +398,43 @@ def _errors_of_others(site: Site, location: Location) -> Iterator[Finding]:
 
 
 def _ways_past(site: Site, askers: Sequence[Location]) -> Iterator[Finding]:
-    """Yield syncs that nobody asks about though their pool has several servers."""
+    """Yield syncs that nobody asks about though they should be."""
     for server in {id(one.server): one.server for one in askers}.values():
         assert server is not None  # noqa: S101  (those who ask are in one)
+        arrivals = {}
         for sample in SYNCS:
-            try:
-                arrival = site.walk(server, sample.with_token("t"), "alice")
-            except Undecided:
-                continue
-            if arrival.location is None or arrival.target is None or arrival.asked is not None:
-                continue
-            upstream = site.upstreams.get(arrival.target.name)
-            if upstream is None or len(primary_servers(upstream)) < 2:  # noqa: PLR2004
-                continue
-            say = wrong if sample is SYNC else note
-            yield say(
-                PART,
-                f"{sample.what} ({sample.method} {sample.target.partition('?')[0]}) goes to "
-                f"{arrival.target.name} without its user",
-                "include snippets/route_by_user.conf; in the location",
-                arrival.location.directive.place,
-            )
+            with suppress(Undecided):
+                arrivals[sample.what] = (sample, site.walk(server, sample.with_token("t"), "alice"))
+        asked = any(arrival.asked is not None for _, arrival in arrivals.values())
+        for sample, arrival in arrivals.values():
+            finding = _way_past(site, sample, arrival, asked=asked)
+            if finding is not None:
+                yield finding
+
+
+def _way_past(site: Site, sample: Sample, arrival: Arrival, *, asked: bool) -> Finding | None:
+    which = f"{sample.what} ({sample.method} {sample.target.partition('?')[0]})"
+    usual = sample.what == SYNC.what
+    say = wrong if usual else note
+    if arrival.status is not None and arrival.location is not None:
+        return say(
+            PART,
+            f"{which} is answered {arrival.status} by nginx itself",
+            "let it go to a location that is proxied",
+            arrival.location.directive.place,
+        )
+    if arrival.location is None or arrival.target is None or arrival.asked is not None:
+        return None
+    upstream = site.upstreams.get(arrival.target.name)
+    several = upstream is not None and len(primary_servers(upstream)) > 1
+    if several or (usual and not asked):
+        return say(
+            PART,
+            f"{which} goes to {arrival.target.name} without its user",
+            "include snippets/route_by_user.conf; in the location that syncs go to",
+            arrival.location.directive.place,
+        )
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from ipaddress import ip_address, ip_network
 from urllib.parse import unquote
 
 from whoami_router.nginx_conf import Configuration, Directive, Location
@@ -118,14 +119,38 @@ class Site:
         """Return the location that handles a path."""
         return _select(self.of_server(server), server, path)
 
+    def networks(self, address: str) -> dict[str, str]:
+        """Return the variables of ``geo`` blocks for a client of this address."""
+        values = {}
+        for block in self.configuration.http.find("geo"):
+            source = block.args[0] if len(block.args) > 1 else "$remote_addr"
+            ranges = any(row.name == "ranges" for row in block.children)
+            if block.args and source in ("$remote_addr", "$realip_remote_addr") and not ranges:
+                values[block.args[-1].removeprefix("$").lower()] = _of_network(block, address)
+        return values
+
     def walk(self, server: Directive, sample: Sample, identifier: str = "") -> Arrival:
         """Return where a request ends whose user the router names so; raises Undecided."""
         return Walk(self, server, sample, identifier).arrive()
 
-    def walk_from(self, location: Location, sample: Sample, identifier: str = "") -> Arrival:
-        """Return where a request ends that this location handles; raises Undecided."""
+    def walk_from(
+        self,
+        location: Location,
+        sample: Sample,
+        identifier: str = "",
+        *,
+        question_first: bool = False,
+    ) -> Arrival:
+        """Return where a request ends that this location handles; raises Undecided.
+
+        With ``question_first`` as if whoami-router were asked before anything else is done.
+        """
         assert location.server is not None  # noqa: S101  (who asks has looked)
-        return Walk(self, location.server, sample, identifier).handle(location)
+        walk = Walk(self, location.server, sample, identifier)
+        if question_first:
+            return walk.content(location)
+        walk.enter_server()
+        return walk.handle(location)
 
 
 class Walk:
@@ -140,6 +165,7 @@ class Walk:
         self._sample = sample
         self._identifier = identifier
         self._known = sample.variables()
+        self._known |= site.networks(sample.address)
         self._request = site.maps.request(self._known)
 
     def text(self, template: str) -> str:
@@ -163,18 +189,24 @@ class Walk:
 
     def arrive(self) -> Arrival:
         """Return where the request ends; raises Undecided."""
-        status = self._rewrite(self._server)
+        status = self.enter_server()
         location = self._site.location_of(self._server, self._known["uri"])
         if status is not None:
             return Arrival(location, status=status)
         return Arrival(None) if location is None else self.handle(location)
+
+    def enter_server(self) -> int | None:
+        """Go through what the server does first; return the status that it answers, if any."""
+        return self._rewrite(self._server)
 
     def handle(self, location: Location) -> Arrival:
         """Return where the request ends that this location handles; raises Undecided."""
         for _ in range(10):  # nginx gives up, too
             status = self._rewrite(location.directive)
             if status is None:
-                return self._content(location)
+                for zone in self._limits(location):
+                    self.text(zone)
+                return self.content(location)
             following = self._site.named(self._server, error_page(location, status) or "")
             if following is None:
                 return Arrival(location, status=status)
@@ -185,7 +217,7 @@ class Walk:
         """Go through the auth location: its upstream's key and its cache's are found there."""
         outside = dict(self._known)
         self.enter(location)
-        self._content(location, subrequest=True)
+        self.content(location, subrequest=True)
         for name in ("proxy_cache_key", "proxy_no_cache", "proxy_cache_bypass"):
             for one in location.inherited(name):
                 self.text(" ".join(one.args))
@@ -196,11 +228,10 @@ class Walk:
         self._know({name: "" for name in self._known if name.startswith("arg_")})
         self._know(_of_path(modifier_and_path(location)[1], ""))
 
-    def _content(self, location: Location, *, subrequest: bool = False) -> Arrival:
+    def content(self, location: Location, *, subrequest: bool = False) -> Arrival:
+        """Return where the location passes the request on, after it has asked; or Undecided."""
         asked = None
         if not subrequest:
-            for zone in self._limits(location):
-                self.text(zone)
             asked = self._site.auth_location(location)
             if asked is not None:
                 self.ask(asked)
@@ -362,6 +393,20 @@ def _of_path(path: str, query: str) -> dict[str, str]:
         if equals:
             known[f"arg_{name.lower()}"] = value
     return known
+
+
+def _of_network(block: Directive, address: str) -> str:
+    client = ip_address(address)
+    rows = {row.name: row.args[0] for row in block.children if row.args}
+    value, longest = rows.pop("default", ""), -1
+    for name, given in rows.items():
+        try:
+            network = ip_network(name, strict=False)
+        except ValueError:  # another parameter
+            continue
+        if client in network and network.prefixlen > longest:
+            value, longest = given, network.prefixlen
+    return value
 
 
 def _zone(argument: str) -> str:
