@@ -16,7 +16,6 @@ import yaml
 from tests.fake_synapse import FakeSynapse, served
 from tests.stack.nginx import check
 from tests.stack.process import Process, accepts
-from tests.stack.router import Router
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs/deploy.md"
@@ -63,25 +62,6 @@ def test_only_the_group_of_nginx_gets_to_the_socket_and_a_crash_is_not_the_end(u
     assert (service["RuntimeDirectoryMode"], service["Group"]) == ("0750", "www-data")
     assert service["DynamicUser"] == "yes"
     assert (service["Restart"], unit["Unit"]["StartLimitIntervalSec"]) == ("always", "0")
-
-
-def test_health_check_of_compose_asks_the_socket_of_its_own_service(tmp_path):
-    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-    _, program, option, code = compose["services"]["router"]["healthcheck"]["test"]
-    assert (program, option) == ("python", "-c")
-    socket = f"unix:{tmp_path}/any.sock"
-
-    def check_health():
-        return subprocess.run(
-            [sys.executable, "-c", code],
-            env={"WHOAMI_ROUTER_LISTEN": socket},
-            capture_output=True,
-            check=False,
-        ).returncode
-
-    with Router(tmp_path, "http://127.0.0.1:1", listen=socket):
-        assert check_health() == 0
-    assert check_health() != 0
 
 
 def test_two_processes_run_as_the_unit_says(unit, tmp_path):
