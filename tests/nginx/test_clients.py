@@ -394,6 +394,10 @@ def test_a_request_has_one_id_everywhere(make_site, path):
         ("192.0.2.1", "192.0.2.1"),
         ("192.0.2.1:8448", "192.0.2.1:8448"),
         ("Example.org.:8448", "example.org:8448"),
+        ("example.org:", "example.org"),
+        ("example.org:80x", "example.org"),
+        ("example.org:http", "example.org"),
+        ("example.org:80:90", "example.org"),
         ("[::1]", "[::1]"),
         ("[::1]:8448", "[::1]:8448"),
     ],
@@ -411,6 +415,8 @@ def test_host_keeps_its_port(site, path, host, seen):
         (f"GET http://a{VERSIONS} HTTP/1.0", "", "a"),
         (f"GET http://a:1{VERSIONS} HTTP/1.1", "Host: a:1\r\n", "a:1"),
         (f"GET http://a{VERSIONS} HTTP/1.1", "Host: b:99\r\n", "a"),
+        (f"GET http://a{VERSIONS} HTTP/1.1", "Host: ab:99\r\n", "a"),
+        (f"GET http://ab{VERSIONS} HTTP/1.1", "Host: b:99\r\n", "ab"),
     ],
 )
 def test_no_host_is_invented(site, main, request_line, host, seen):

@@ -1,19 +1,20 @@
 """The optional edge cache: what no single line of its files promises (see edge_cache.py)."""
 
+import os
 import re
 import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import httpx
 import pytest
 import yaml
 
-from tests.nginx.conftest import USERS
-from tests.nginx.edge_cache import CACHE, SYNC, ZONE, edge_site, files, identifier
+from tests.nginx.conftest import USERS, new_directory
+from tests.nginx.edge_cache import CACHE, SYNC, ZONE, edge_site, files, identifier, known
 from tests.nginx.test_traps import Setting
-from tests.stack.nginx import DEBUG_HEADERS, EDGE_CACHE, SHIPPED
+from tests.stack.nginx import DEBUG_HEADERS, EDGE_CACHE, SHIPPED, Nginx
 from tests.stack.process import wait_until
 from tests.stack.router import Router
 
@@ -146,6 +147,50 @@ def test_zone_bounds_what_is_written(setting):
         assert ask(site, tokens) == tokens
         assert 100 < len(files(site)) < 600
     assert sum(file.stat().st_blocks * 512 for file in files(site)) <= 4096 * len(files(site))
+
+
+# A tmpfs of its own, which nginx alone sees.
+OWN_TMPFS = """#!/bin/sh
+exec unshare --mount {to_root} sh -c '
+    set -e
+    mount -t tmpfs -o size=20m,mode=755 tmpfs {edge}
+    exec nginx "$@"
+' sh "$@"
+"""
+
+
+def test_room_is_made_in_a_tmpfs_before_it_is_full(pools, fake_router):
+    with ExitStack() as stack:
+        directory = new_directory(stack)
+        edge, program = directory / "edge", directory / "nginx-with-tmpfs"
+        edge.mkdir()
+        program.write_text(
+            OWN_TMPFS.format(to_root="--map-root-user" if os.getuid() else "", edge=edge)
+        )
+        program.chmod(0o755)
+        fake_router.answer = known
+        addresses = {
+            "whoami_router": [fake_router.address],
+            "synapse_main": [pools["main"].address],
+            "synapse_sync": [pools["sync-1"].address],
+            "synapse_initial_sync": [pools["initial-1"].address],
+        }
+        nginx = Nginx(directory, addresses, edits=[EDGE_CACHE], program=str(program))
+        stack.enter_context(nginx)
+        client = stack.enter_context(httpx.Client(base_url=nginx.url, timeout=30))
+
+        def left():
+            """Return how many MiB are free, where nginx sees it."""
+            found = os.statvfs(f"/proc/{nginx.pid}/root{edge}")
+            return found.f_bavail * found.f_frsize / 2**20
+
+        assert 19 < left() <= 20
+        for number in range(1500):
+            response = client.get(SYNC, headers={"authorization": f"Bearer t{number}"})
+            assert response.status_code == 200
+        free = shipped_number(ZONE, r"min_free=(\d+)m")
+        # nginx looks every ten seconds.
+        wait_until(lambda: left() >= free, "room is made", seconds=20)
 
 
 def test_directory_that_cannot_be_written_drops_clients_with_new_tokens(setting):

@@ -6,8 +6,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.fake_synapse import WHOAMI
-from tests.nginx.conftest import USERS
+from tests.fake_synapse import WHOAMI, served
+from tests.nginx.conftest import USERS, FakeRouter
 from tests.stack.nginx import DEBUG_HEADERS
 from tests.stack.process import wait_until
 from tests.stack.router import Router
@@ -54,6 +54,29 @@ def test_synapse_is_asked_once_about_each_token(site, main):
     for _ in range(3):
         sync_all(site)
     assert len(lookups(main)) == len(TOKENS)
+
+
+def test_one_more_process_is_asked_only_about_the_tokens_that_it_takes_over(make_site):
+    """The others would have to ask Synapse again about all that moved to them."""
+    with ExitStack() as stack:
+        fakes = [FakeRouter() for _ in range(3)]
+        addresses = [stack.enter_context(served(fake)) for fake in fakes]
+
+        def asked(count):
+            site = make_site(router_address=addresses[:count])
+            for token in TOKENS:
+                site.get(SYNC, token)
+            found = {}
+            for number, fake in enumerate(fakes):
+                for request in fake.requests:
+                    found[request.headers["authorization"]] = number
+                fake.requests.clear()
+            return found
+
+        before, after = asked(2), asked(3)
+    assert len(before) == len(after) == len(TOKENS)
+    moved = {token for token in before if before[token] != after[token]}
+    assert moved == {token for token in after if after[token] == 2} != set()
 
 
 def test_each_does_for_the_other(site, routers, main):

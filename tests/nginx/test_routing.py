@@ -221,6 +221,7 @@ READ_ONLY = """
 set -eu
 mount --make-rprivate /
 mount --bind "$1" /mnt
+mount -t tmpfs -o ro tmpfs /var/lib/nginx  # where Debian's nginx writes if nobody says otherwise
 mount -t tmpfs tmpfs /tmp
 mount -t tmpfs tmpfs /dev/shm
 chmod 1777 /tmp /dev/shm
