@@ -244,10 +244,12 @@ def _key_problem(site: Site, pool: _Pool, hashed: Directive) -> str | None:
         return None
     if alice != again:
         return "is of the token, so each device of a user has another worker"
-    for name in (f"upstream_http_{IDENTIFIER_HEADER}", f"sent_http_{IDENTIFIER_HEADER}"):
-        if depends_on(site, hashed.args[0], name):
-            return "is empty here: the answer is known only where auth_request_set is"
-    return "does not depend on the user that whoami-router names"
+    answers = (f"upstream_http_{IDENTIFIER_HEADER}", f"sent_http_{IDENTIFIER_HEADER}")
+    return (
+        "is empty here: the answer is known only where auth_request_set is"
+        if any(depends_on(site, hashed.args[0], name) for name in answers)
+        else "does not depend on the user that whoami-router names"
+    )
 
 
 def _taken_before(site: Site, pool: _Pool) -> bool:
