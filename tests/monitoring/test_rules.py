@@ -228,6 +228,10 @@ FIRING = {
         HALF_NEW,
         {"WhoamiRouterHitRatioLow": (90, 93)},
     ),
+    "half are new, and a few take the place of others": (
+        {**HALF_NEW, **evicted("0+60x200")},
+        {"WhoamiRouterHitRatioLow": (90, 93)},
+    ),
     "half of the requests are with tokens that were forgotten": (
         {**HALF_NEW, **evicted("0+200x200")},
         {"WhoamiRouterMemoryTooSmall": (30, 32), "WhoamiRouterHitRatioLow": (90, 93)},
