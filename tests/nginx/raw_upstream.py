@@ -34,7 +34,7 @@ class RawUpstream:
         with request.makefile("rb") as stream:
             while head := self._head(stream):
                 self.heads.append(head)
-                if "upgrade: websocket" in head.lower():
+                if {"upgrade: websocket", "connection: upgrade"} <= set(head.lower().split("\r\n")):
                     request.sendall(
                         b"HTTP/1.1 101 Switching Protocols\r\n"
                         b"Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
