@@ -24,7 +24,6 @@ class _Map:
     exact: Mapping[bytes, str]
     expressions: tuple[tuple[str, str], ...]
     default: str
-    remembered: bool
     with_hostnames: bool
 
 
@@ -141,8 +140,7 @@ class Request:
             value = self.text(self._looked_up(one, name))
         finally:
             self._finding.pop()
-        if one.remembered:
-            self._found[name] = value
+        self._found[name] = value
         return value
 
     def _looked_up(self, one: _Map, name: str) -> str:
@@ -182,7 +180,6 @@ def _read(block: Directive) -> _Map:
     exact: dict[bytes, str] = {}
     expressions = []
     default = ""
-    flags = {line.name for line in block.children if not line.args}
     for line in block.children:
         if len(line.args) != 1:
             continue
@@ -200,8 +197,7 @@ def _read(block: Directive) -> _Map:
         exact=exact,
         expressions=tuple(expressions),
         default=default,
-        remembered="volatile" not in flags,
-        with_hostnames="hostnames" in flags,
+        with_hostnames=any(line.name == "hostnames" and not line.args for line in block.children),
     )
 
 
