@@ -7,12 +7,36 @@ from whoami_router.check.findings import Finding, note, ok, wrong
 from whoami_router.check.nginx import asking, edge_cache, logs, pools, private
 from whoami_router.check.nginx.site import IDENTIFIER_HEADER, PART, Site, auth_request
 from whoami_router.nginx_conf import Directive, Location, UnreadableConfiguration, load
+from whoami_router.nginx_maps import walk
 from whoami_router.settings import ListenAddress
 
 _INCLUDES = (
     "include snippets/whoami_router.conf; in the server, and include snippets/route_by_user.conf; "
     "in the locations that go to sync workers"
 )
+
+
+_CORRECT = "correct it; nginx -t says more"
+
+# How many words have to stand behind a directive. Here nginx could not read on, either.
+_FEWEST = {
+    "auth_request": 1,
+    "auth_request_set": 2,
+    "error_page": 2,
+    "geo": 1,
+    "hash": 1,
+    "limit_conn_zone": 2,
+    "limit_req_zone": 2,
+    "location": 1,
+    "map": 2,
+    "proxy_cache": 1,
+    "proxy_cache_key": 1,
+    "proxy_cache_path": 2,
+    "proxy_pass": 1,
+    "proxy_set_header": 2,
+    "return": 1,
+    "upstream": 1,
+}
 
 
 def look(path: Path, *, whoami_timeout: float, listen: ListenAddress | None) -> list[Finding]:
@@ -24,7 +48,10 @@ def look(path: Path, *, whoami_timeout: float, listen: ListenAddress | None) -> 
     try:
         site = Site(load(path))
     except UnreadableConfiguration as exc:
-        return [wrong(PART, str(exc).rstrip("."), "correct it; nginx -t says more")]
+        return [wrong(PART, str(exc).rstrip("."), _CORRECT)]
+    for one in walk(site.configuration.directives):
+        if len(one.args) < _FEWEST.get(one.name, 0):
+            return [wrong(PART, f"{one.name} is not complete", _CORRECT, one.place)]
     found = _found(site, whoami_timeout=whoami_timeout, listen=listen)
     return list(dict.fromkeys(found))  # several servers may include the same lines
 

@@ -14,6 +14,7 @@ from whoami_router.check.nginx.site import (
     auth_request,
     depends_on,
     hash_of,
+    modifier_and_path,
     parse_target,
     primary_servers,
     seconds,
@@ -59,10 +60,11 @@ def found(site: Site, asker: Location) -> Asking | Finding:
     place = asker.inherited("auth_request")[-1].place
     location = site.auth_location(asker)
     passed = None if location is None else next(location.directive.find("proxy_pass"), None)
-    if location is None or location.directive is asker.directive or location.server is None:
+    everything = ("", "/")  # what no other location takes
+    if location is None or location.server is None or modifier_and_path(location) == everything:
         return wrong(
             PART,
-            f"no location of this server is {uri}: nobody is asked, and the requests fail",
+            f"this server has no location {uri}: nobody is asked, and the requests may fail",
             f"include {_SNIPPET}; in the server",
             place,
         )

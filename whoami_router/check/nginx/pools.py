@@ -1,6 +1,6 @@
 """Where requests go that are asked about: pools that are hashed by the user, and how."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -66,20 +66,27 @@ def look(site: Site, askers: Sequence[Location]) -> Iterator[Finding]:
     """Yield what is right and wrong about where the requests go that are asked about."""
     pools: dict[str, _Pool] = {}
     for location in askers:
-        yield from _set(location)
+        unset = list(_set(location))
+        yield from unset
         yield from _to_synapse(location)
         yield from _errors_of_others(site, location)
-        for sample in _arriving(site, location):
+        for sample in [] if unset else _arriving(site, location):
             found = _pool(site, location, sample)
             if isinstance(found, _Pool):
                 pools.setdefault(found.name, found)
             elif found is not None:
                 yield found
+    yield from _of_pools(site, pools.values())
+    yield from _ways_past(site, askers)
+    yield from _others(site, askers)
+
+
+def _of_pools(site: Site, pools: Iterable[_Pool]) -> Iterator[Finding]:
     well: list[str] = []
     single: list[str] = []
-    for pool in pools.values():
+    for pool in pools:
         findings = list(_by_user(site, pool))
-        if len(pool.servers) == 1 and all(one.status != "wrong" for one in findings):
+        if len(pool.servers) == 1 and not findings:
             single.append(pool.name)
         elif not findings:
             well.append(f"{pool.name} ({len(pool.servers)} servers)")
@@ -90,8 +97,6 @@ def look(site: Site, askers: Sequence[Location]) -> Iterator[Finding]:
         yield ok(PART, f"syncs go by user: {', '.join(well)}")
     if single:
         yield note(PART, f"one server only, nothing to choose: {', '.join(single)}")
-    yield from _ways_past(site, askers)
-    yield from _others(site, askers)
 
 
 def missing_pools(site: Site, locations: Sequence[Location]) -> Iterator[Finding]:
@@ -209,11 +214,10 @@ def _by_user(site: Site, pool: _Pool) -> Iterator[Finding]:
 def _about_key(site: Site, pool: _Pool, hashed: Directive, problem: str) -> Finding:
     block = site.configuration.maps.get(_KEY.removeprefix("$"))
     ours = depends_on(site, hashed.args[0], _KEY.removeprefix("$"))
-    if problem == _EARLY:
-        remedy = "another key for the limit or condition, for example $binary_remote_addr"
-        return wrong(PART, f"{pool.name}: {hashed.args[0]} {problem}", remedy, hashed.place)
     if block is not None and ours:
         remedy = f"the maps of {_KEY} as conf.d/maps.conf has them (whoami-router nginx-files)"
+        if problem == _EARLY:
+            remedy = "another key for the limit or condition, for example $binary_remote_addr"
         return wrong(PART, f"{hashed.args[0]} {problem}", remedy, block.place)
     return wrong(PART, f"{pool.name}: {hashed.args[0]} {problem}", _HASH, hashed.place)
 

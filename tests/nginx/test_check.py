@@ -1,0 +1,590 @@
+"""What ``whoami-router check`` finds in nginx's files: nothing in ours, and each trap in others."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.nginx.edge import TRUSTED_PROXY
+from tests.nginx.test_migration import OURS, before
+from tests.nginx.test_readme import documented_configuration
+from tests.nginx.test_traps import TRAPS, deletions
+from tests.stack.nginx import ACCESS_LOG, DEBUG_HEADERS, EDGE_CACHE, SHIPPED, SINGLE_SIGN_ON
+from whoami_router.check.findings import OK, WRONG
+from whoami_router.check.nginx import look
+from whoami_router.settings import Inherited, Tcp, Unix
+
+ROOT = SHIPPED.parent
+LISTEN = Tcp("127.0.0.1", 9009)
+
+ROUTER = "snippets/whoami_router.conf"
+ROUTE = "snippets/route_by_user.conf"
+PROXY = "snippets/proxy.conf"
+CACHE = "snippets/edge_cache.conf"
+LOG = "snippets/access_log.conf"
+ZONE = "conf.d/edge_cache.conf"
+MAPS = "conf.d/maps.conf"
+ROUTES = "conf.d/routes.conf"
+UPSTREAMS = "conf.d/upstreams.conf"
+SERVER = "conf.d/synapse.conf"
+CLIENTS = "conf.d/clients.conf"
+
+
+@pytest.fixture
+def found(tmp_path):
+    """Return a function: what is found in the shipped files with edits, but for what is right."""
+
+    def found(*edits, listen=LISTEN, whoami_timeout=2.0):
+        files = shutil.copytree(SHIPPED, tmp_path / "nginx", dirs_exist_ok=True)
+        for file, old, new in edits:
+            text = (files / file).read_text()
+            assert old in text, (file, old)
+            (files / file).write_text(text.replace(old, new))
+        findings = look(files / "nginx.conf", whoami_timeout=whoami_timeout, listen=listen)
+        return [one for one in findings if one.status != OK]
+
+    return found
+
+
+def only(findings):
+    """Return the one thing that is wrong, or else the one that is noted."""
+    [finding] = [one for one in findings if one.status == WRONG] or findings
+    return finding
+
+
+# Nothing in ours.
+
+
+@pytest.mark.parametrize(
+    "edits",
+    [
+        [],
+        [ACCESS_LOG, EDGE_CACHE, DEBUG_HEADERS, TRUSTED_PROXY, SINGLE_SIGN_ON],
+        [(LOG, "\naccess_log off;", "\naccess_log /dev/stdout routing_json;")],
+    ],
+    ids=["as shipped", "with everything else switched on", "logged as JSON"],
+)
+def test_nothing_is_found_in_the_shipped_files(found, edits):
+    assert found(*edits) == []
+
+
+def test_what_is_right_is_said():
+    said = [one.what for one in look(SHIPPED / "nginx.conf", whoami_timeout=2, listen=None)]
+    assert any("is asked, and fails open" in what for what in said)
+    assert any("synapse_sync (2 servers)" in what for what in said)
+    assert any("no log shows" in what for what in said)
+
+
+def test_nothing_is_wrong_with_the_files_of_compose(tmp_path):
+    files = shutil.copytree(SHIPPED, tmp_path / "nginx")
+    for file in (UPSTREAMS, LOG):
+        shutil.copy(ROOT / "deploy/compose" / Path(file).name, files / file)
+    findings = look(
+        files / "nginx.conf", whoami_timeout=2, listen=Unix(Path("/sockets/router.sock"))
+    )
+    assert [one.what for one in findings if one.status != OK] == [
+        "one server only, nothing to choose: synapse_initial_sync"
+    ]
+
+
+def written(directory, http, *, main="", files=OURS):
+    """Write a configuration of one's own; return its path."""
+    for file, text in files.items():
+        (directory / file).parent.mkdir(parents=True, exist_ok=True)
+        (directory / file).write_text(text)
+    path = directory / "nginx.conf"
+    path.write_text(
+        f"{main}\nevents {{}}\nhttp {{\naccess_log off;\ninclude conf.d/*.conf;\n{http}}}"
+    )
+    return path
+
+
+def found_in(directory, http, **more):
+    path = written(directory, http, **more)
+    return [one for one in look(path, whoami_timeout=2.0, listen=LISTEN) if one.status != OK]
+
+
+README = documented_configuration({})
+README_FILES = OURS | {
+    file: (SHIPPED / file).read_text() for file in ("snippets/debug_headers.conf", CACHE, ZONE)
+}
+
+
+def test_nothing_is_wrong_with_the_lines_of_the_readme(tmp_path):
+    findings = found_in(tmp_path, README, files=README_FILES)
+    assert [one for one in findings if one.status == WRONG] == []
+    assert all(one.remedy for one in findings)
+
+
+def test_nothing_is_wrong_with_the_edge_cache_of_the_readme(tmp_path):
+    file, old, new = EDGE_CACHE
+    files = README_FILES | {file: README_FILES[file].replace(old, new)}
+    good = found_in(tmp_path, README, files=files, main="worker_rlimit_nofile 20000;")
+    assert [one for one in good if one.status == WRONG] == []
+    without = only(found_in(tmp_path, README, files=files))
+    assert without.remedy.startswith("worker_rlimit_nofile 16512")
+
+
+def test_unrelated_servers_are_none_of_its_business(tmp_path):
+    unrelated = """
+        upstream blog { server 127.0.0.1:1; server 127.0.0.1:2; }
+        map $host $site { default nowhere; }
+        server {
+            access_log /var/log/blog.log;
+            location / { auth_request /sso; proxy_pass http://blog; }
+            location = /sso { proxy_pass http://127.0.0.1:4180/oauth2/auth; }
+            location /other { proxy_pass http://$site; }
+        }
+    """
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "both").mkdir()
+    alone = found_in(tmp_path / "alone", README, files=README_FILES)
+    both = found_in(tmp_path / "both", unrelated + README, files=README_FILES)
+    assert [one.what for one in both] == [one.what for one in alone]
+
+
+# Each trap.
+
+# What a trap's test sees, and a configuration does not show.
+NOT_SHOWN = {
+    (UPSTREAMS, "    hash $token_routing_key"): "one router only; see CHANGES for two",
+    (CACHE, "proxy_buffering on;"): "it is nginx's default; see CHANGES for one that is off",
+    (ROUTES, "    pagination "): "one worker only; see CHANGES for two",
+    (ROUTES, "    federation_inbound "): "one worker only; see CHANGES for two",
+    (CLIENTS, '    "~*/(\\.|%2e)'): "what has dots is private by the line below it, too",
+    (CLIENTS, '    ""      0;'): "too much is closed, and the administrator sees it",
+    ("conf.d/log_format.conf", '    default    "$logged_path?(hidden)"'): "too little is logged",
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "start"),
+    [trap[:2] for trap in TRAPS],
+    ids=[f"{file}: {start.strip()}" for file, start, _ in TRAPS],
+)
+def test_each_trap_is_found(found, file, start):
+    """Add a trap that a configuration does not show to NOT_SHOWN, with the reason."""
+    findings = found(ACCESS_LOG, EDGE_CACHE, *deletions(file, start))
+    assert bool(findings) == ((file, start) not in NOT_SHOWN)
+    assert all(one.remedy for one in findings if one.status == WRONG)
+
+
+def two(port, other):
+    return f"    server 127.0.0.1:{port} max_fails=0;\n", (
+        f"    server 127.0.0.1:{port};\n    server 127.0.0.1:{other};\n"
+    )
+
+
+TWO_ROUTERS = (
+    UPSTREAMS,
+    "    server 127.0.0.1:9009;\n",
+    "    server 127.0.0.1:9009;\n    server 127.0.0.1:9010;\n",
+)
+HASH = "    hash $token_routing_key consistent;"
+SECOND = "    hash $routing_key consistent;  # (!)"
+
+SYNCS_KEPT = "127.0.0.1:8084 max_fails=0;\n    keepalive 32;\n    keepalive_timeout 30s;"
+
+# Changes to the shipped files, and the one thing that is found: its status, words in what is said,
+# in the remedy, and the file that it is in.
+CHANGES = [
+    # Whom nginx asks.
+    ([(ROUTER, "whoami_router/resolve;", "whoami_router/;")], "wrong", "/resolve only", ROUTER),
+    ([(ROUTER, "http://whoami_router/", "https://whoami_router/")], "wrong", "no TLS", ROUTER),
+    ([(ROUTER, "http://whoami_router/", "http://127.0.0.1:9009/")], "wrong", "upstream", ROUTER),
+    ([(UPSTREAMS, "server 127.0.0.1:9009;", "server 127.0.0.1:9;")], "note", "above", ROUTER),
+    ([(ROUTE, "auth_request /_whoami", "auth_request /_who")], "wrong", "no location", ROUTE),
+    # What it is told.
+    ([(ROUTER, "$http_authorization;", '"";')], "wrong", "Authorization", ROUTER),
+    ([(ROUTER, "URI  $request_uri;", "URI $uri$is_args$args;")], "wrong", "query", ROUTER),
+    ([(ROUTER, 'Content-Length "";', "Content-Length 0;")], "wrong", "POST", ROUTER),
+    (
+        [(ROUTER, "X-Forwarded-For $remote_addr;", "X-Forwarded-For $proxy_add_x_forwarded_for;")],
+        "note",
+        "chooses",
+        ROUTER,
+    ),
+    (
+        [(ROUTER, "User-Agent      $http_user_agent;", "User-Agent nginx;")],
+        "wrong",
+        "User-",
+        ROUTER,
+    ),
+    # How.
+    ([(ROUTER, "proxy_http_version 1.1;", "proxy_http_version 1.0;")], "wrong", "of its", ROUTER),
+    ([(ROUTER, 'Connection "";', "Connection close;")], "wrong", "of its own", ROUTER),
+    (
+        [
+            (UPSTREAMS, f"{HASH}  # (!)", f"    keepalive 32;\n{HASH}  #"),
+        ],
+        "wrong",
+        "without effect",
+        UPSTREAMS,
+    ),
+    ([(UPSTREAMS, "keepalive_timeout 60s;", "keepalive_timeout 80s;")], "wrong", "75 s", UPSTREAMS),
+    ([TWO_ROUTERS, (UPSTREAMS, HASH, "")], "wrong", "every token", UPSTREAMS),
+    ([TWO_ROUTERS, (UPSTREAMS, HASH, "    hash $remote_addr;")], "wrong", "every", UPSTREAMS),
+    ([TWO_ROUTERS, (UPSTREAMS, HASH, "    hash $request_uri;")], "wrong", "every", UPSTREAMS),
+    ([TWO_ROUTERS, (UPSTREAMS, HASH, f"{HASH[:-12]};")], "note", "another one", UPSTREAMS),
+    # What happens without an answer.
+    ([(ROUTER, "400 401 402", "400 402")], "wrong", "for 401", ROUTER),
+    ([(ROUTER, "500 501 502 503 504", "500 501")], "wrong", "502, 503, 504", ROUTER),
+    ([(ROUTER, "599 = @", "599 @")], "wrong", "without `=`", ROUTER),
+    ([(ROUTER, "return 204;", "return 502;")], "wrong", "does not answer 204", ROUTER),
+    ([(ROUTER, "406 407", "406 407 408")], "note", "408", ROUTER),
+    ([(ROUTER, "proxy_read_timeout    3s;", "proxy_read_timeout 2s;")], "wrong", "late", ROUTER),
+    (
+        [(ROUTER, "proxy_connect_timeout 1s;", "proxy_connect_timeout 60s;")],
+        "wrong",
+        "60 s",
+        ROUTER,
+    ),
+    # What is known of the user.
+    (
+        [(ROUTE, "$upstream_http_x_user_identifier;", "$upstream_http_x_user;")],
+        "wrong",
+        "nothing is taken",
+        ROUTE,
+    ),
+    (
+        [(ROUTE, "$upstream_http_x_user_identifier;", "$http_x_user_identifier;")],
+        "wrong",
+        "client's own",
+        ROUTE,
+    ),
+    # Where it goes.
+    ([(UPSTREAMS, SECOND, "    hash $http_x_user_identifier;  #")], "wrong", "client", UPSTREAMS),
+    (
+        [(UPSTREAMS, SECOND, "    hash $upstream_http_x_user_identifier;  #")],
+        "wrong",
+        "empty",
+        None,
+    ),
+    ([(UPSTREAMS, SECOND, "    hash $token_routing_key consistent;")], "wrong", "device", None),
+    ([(UPSTREAMS, SECOND, "    hash $remote_addr consistent;")], "wrong", "not depend", None),
+    ([(UPSTREAMS, SECOND, "    ip_hash;  #")], "wrong", "not hashed", UPSTREAMS),
+    ([(UPSTREAMS, SECOND, "    hash $routing_key;  #")], "wrong", "nearly all", UPSTREAMS),
+    ([(UPSTREAMS, SECOND, f"{SECOND[:-6]} least_conn; #")], "wrong", "not hashed", UPSTREAMS),
+    ([(UPSTREAMS, "synapse_media;", "synapse_medai;")], "wrong", "no upstream synapse_medai", None),
+    (
+        [(UPSTREAMS, "    server 127.0.0.1:8084 max_fails=0;\n", "")],
+        "note",
+        "one server only",
+        None,
+    ),
+    ([(ROUTES, "    sync              1;\n", "")], "wrong", "without its user", SERVER),
+    ([(UPSTREAMS, *two(8106, 1)), (ROUTES, "    pagination  ", "#")], "wrong", "room", UPSTREAMS),
+    (
+        [(UPSTREAMS, *two(8108, 1)), (ROUTES, "    federation_inbound $", "#")],
+        "note",
+        "transactions",
+        UPSTREAMS,
+    ),
+    # Too early.
+    (
+        [
+            (
+                MAPS,
+                "map $user_id",
+                "limit_req_zone $sync_routing_key zone=u:1m rate=9r/s;\nmap $user_id",
+            ),
+            (SERVER, "    location / {", "    limit_req zone=u burst=9;\n    location / {"),
+        ],
+        "wrong",
+        "before whoami-router is asked",
+        MAPS,
+    ),
+    # How it is passed on.
+    (
+        [(PROXY, 'proxy_set_header X-User-Identifier        "";', "")],
+        "note",
+        "reach Synapse: X-User-Identifier",
+        PROXY,
+    ),
+    ([(UPSTREAMS, SYNCS_KEPT, SYNCS_KEPT.replace("30s", "60s"))], "note", "POST", UPSTREAMS),
+    # Logs.
+    ([ACCESS_LOG, (LOG, " routing;", ";")], "wrong", "access tokens in queries", LOG),
+    ([ACCESS_LOG, (LOG, " routing;", " combined;")], "wrong", "in queries", LOG),
+    (
+        [ACCESS_LOG, ("conf.d/log_format.conf", "$remote_addr [", "$http_authorization [")],
+        "wrong",
+        "every access token",
+        LOG,
+    ),
+    ([ACCESS_LOG, ("conf.d/log_format.conf", '$logged_uri"', '$args"')], "wrong", "queries", LOG),
+    ([(LOG, "error_log stderr emerg;", "error_log stderr crit;")], "note", "level crit", LOG),
+    # The edge cache.
+    ([EDGE_CACHE, (CACHE, "$http_auth", "$cookie_auth")], "wrong", "users share one", CACHE),
+    (
+        [EDGE_CACHE, (CACHE, '"$edge_cache_query $', '"$arg_access_token $')],
+        "wrong",
+        "in the query share",
+        CACHE,
+    ),
+    ([EDGE_CACHE, (CACHE, "max=12000", "max=19000")], "wrong", "descriptors", CACHE),
+    ([EDGE_CACHE, (CACHE, "lock_timeout 10ms;", "lock_timeout 5s;")], "wrong", "half a", CACHE),
+    ([EDGE_CACHE, (CACHE, "proxy_buffering on;", "proxy_buffering off;")], "wrong", "buff", None),
+    (
+        [
+            EDGE_CACHE,
+            (CACHE, "proxy_cache w", "proxy_ignore_headers X-Accel-Expires;\nproxy_cache w"),
+        ],
+        "wrong",
+        "fallbacks are repeated",
+        CACHE,
+    ),
+    (
+        [EDGE_CACHE, (CACHE, "proxy_cache whoami_router;", "proxy_cache w;")],
+        "wrong",
+        "zone w",
+        None,
+    ),
+    ([EDGE_CACHE, (ZONE, "/dev/shm/whoami_router", "/proc/x")], "wrong", "disk", ZONE),
+    ([EDGE_CACHE, (ZONE, "/dev/shm/whoami_router", "/missing/x")], "note", "in memory", ZONE),
+    # Whom it lets in.
+    ([(CLIENTS, "map $request_path $public", "map $uri $public")], "wrong", "metrics", SERVER),
+    (
+        [(CLIENTS, "    default 1;\n", "    default 0;\n")],
+        "note",
+        "local clients of everybody",
+        SERVER,
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("edits", "status", "words", "file"),
+    CHANGES,
+    ids=[
+        f"{edits[-1][0]}: {edits[-1][2].strip() or edits[-1][1].strip()}" for edits, *_ in CHANGES
+    ],
+)
+def test_change_is_found_and_nothing_else(found, edits, status, words, file):
+    finding = only(found(*edits))
+    assert (finding.status, words in finding.what) == (status, True), finding
+    assert file is None or file in finding.place
+    assert re.search(r":[0-9]+$", finding.place) if finding.place else status == "note"
+    assert finding.remedy or status == "note"
+
+
+def test_findings_name_the_line(found):
+    finding = only(found((ROUTER, "X-Original-URI  $request_uri", "X-Original-URI $uri")))
+    file, line = finding.place.rsplit(":", 1)
+    assert "X-Original-URI $uri" in Path(file).read_text().splitlines()[int(line) - 1]
+
+
+# Configurations of one's own.
+
+
+OWN = """
+    upstream router { server unix:/run/whoami-router/sock; keepalive 8; }
+    upstream workers { hash $key consistent; server 10.0.0.1:8083; server 10.0.0.2:8083; }
+    map $user $key { "" $http_authorization$arg_access_token; default $user; }
+    server {
+        listen 8448;
+        error_log /dev/null emerg;
+        proxy_set_header Host $host;
+        proxy_set_header X-Forwarded-For $remote_addr;
+        proxy_set_header X-Forwarded-Proto $scheme;
+        proxy_set_header X-User-Identifier "";
+        proxy_set_header X-User-Identifier-Source "";
+        location = /who {
+            internal;
+            proxy_pass http://router/resolve;
+            proxy_pass_request_headers off;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_set_header Content-Length "";
+            proxy_set_header Authorization $http_authorization;
+            proxy_set_header X-Original-URI $scheme://$host$request_uri;
+            proxy_set_header X-Forwarded-For $remote_addr;
+            proxy_set_header User-Agent $http_user_agent;
+            proxy_connect_timeout 1s;
+            proxy_read_timeout 2500ms;
+            proxy_intercept_errors on;
+            error_page 400 401 403 404 429 500 502 503 504 =204 /nobody;
+        }
+        location = /nobody { internal; return 204; }
+        location ~ ^/_matrix/client/(?<version>r0|v3)/sync$ {
+            auth_request /who;
+            auth_request_set $user $upstream_http_x_user_identifier;
+            proxy_next_upstream_timeout 20s;
+            proxy_pass http://workers;
+        }
+        location /_matrix/ { proxy_pass http://127.0.0.1:8008; }
+    }
+"""
+
+
+def test_complete_configuration_of_ones_own_is_right(tmp_path):
+    findings = found_in(tmp_path, OWN, files={})
+    assert [one.what for one in findings] == [
+        "nginx asks unix:/run/whoami-router/sock, and the router looked at above is 127.0.0.1:9009"
+    ]
+
+
+HEADERS = OWN[
+    OWN.index("            proxy_set_header Connection") : OWN.index("            proxy_connect")
+]
+
+# Changes to it, and what is found, the first first.
+OWN_CHANGES = [
+    # One proxy_set_header drops all that would be inherited.
+    (
+        HEADERS,
+        'proxy_set_header Content-Length "";',
+        ["Authorization", "in the query", "Synapse rec"],
+    ),
+    (
+        "proxy_next_upstream_timeout 20s;",
+        'proxy_set_header A "";',
+        ["own headers", "who the client"],
+    ),
+    ("internal;\n            proxy_pass", "proxy_pass", ["any client"]),
+    ("server unix:/run/whoami-router/sock;", "server a:1; server b:1;", ["every token"]),
+    ("http://router/resolve", "http://10.0.0.3:9009/resolve", ["no upstream block"]),
+    ("hash $key", "hash $user", ["for all, or empty"]),
+    ("hash $key consistent", "hash $http_x_user_identifier", ["client's own header"]),
+    ("hash $key consistent", "hash $sent_http_x_user_identifier", ["is empty here"]),
+    ("hash $key consistent;", "", ["workers is not hashed"]),
+    ("$arg_access_token", "", ["with a token in the query do not keep"]),
+    ("$http_authorization$arg", "$arg", ["with a token in the header do not keep"]),
+    ("http://workers", "http://10.0.0.1:8083", ["no upstream block"]),
+    ("auth_request /who;", "auth_request /whom;", ["no location /whom"]),
+    ("auth_request /who;", "", ["nobody is asked for it", "no location asks"]),
+    ("$user $upstream_http_x_user_identifier", "$user $upstream_http_x_user", ["nothing is taken"]),
+    ("=204 /nobody", "/nobody", ["without `=`"]),
+    ("=204 /nobody", "= /nobody", ["cannot be told"]),
+    ("=204 /nobody", "= @nobody", ["does not answer 204"]),
+    ("proxy_read_timeout 2500ms;", "", ["for 60 s"]),
+    ("proxy_read_timeout 2500ms;", "proxy_read_timeout 1500ms;", ["too late"]),
+    ("location /_matrix/ {", "location /_matrix/x {", []),
+    (
+        "proxy_next_upstream_timeout 20s;",
+        "if ($key) { set $a b; }",
+        ["before whoami-router is asked", "started again"],
+    ),
+    ("^/_matrix/client/(?<version>r0|v3)/sync$", "^/sync$", ["goes to 127.0.0.1:8008 without"]),
+    ("error_log /dev/null emerg;", "", ["at level error"]),
+    ("listen 8448;", "access_log /a.log;", ["shows access tokens in queries"]),
+    ("listen 8448;", "access_log /a.log combined if=$loggable;", ["in queries"]),
+    ("listen 8448;", "log_format mine $uri; access_log /a.log mine;", []),
+]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"), OWN_CHANGES, ids=[new or old for old, new, _ in OWN_CHANGES]
+)
+def test_what_is_half_done_is_found(tmp_path, old, new, words):
+    assert old in OWN
+    findings = found_in(tmp_path, OWN.replace(old, new, 1), files={})
+    said = [one.what for one in findings if "looked at above" not in one.what]
+    for word in words:
+        assert any(word in what for what in said), said
+    if not words:
+        assert said == []
+    assert all(one.remedy for one in findings if one.status == WRONG)
+
+
+BEFORE = {
+    "a router in njs": (
+        before(
+            "server 127.0.0.1:1; server 127.0.0.1:2;",
+            "$user",
+            asks="auth_request /_route;auth_request_set $user $sent_http_x_user_identifier;",
+            answers="location = /_route { internal; js_content njs.route; }",
+        ),
+        "asks no whoami-router",
+    ),
+    "a map of tokens": (
+        'map $http_authorization $name { "~^Bearer syt_(?<encoded>.*?)_" $encoded; }'
+        + before("server 127.0.0.1:1; server 127.0.0.1:2;", "$name"),
+        "no location asks",
+    ),
+    "the snippet left out": (
+        README.replace("include snippets/whoami_router.conf;", ""),
+        "no location /_whoami_router/resolve",
+    ),
+    "nothing of it": ("server { location / { root /srv; } }", "no location asks"),
+    "nothing at all": ("", "there is no location"),
+}
+
+
+@pytest.mark.parametrize(("http", "words"), BEFORE.values(), ids=BEFORE)
+def test_configuration_that_asks_nobody_is_told_only_that(tmp_path, http, words):
+    findings = found_in(tmp_path, http, files=README_FILES)
+    assert words in only(findings).what
+
+
+@pytest.mark.parametrize(
+    ("server", "listen", "same"),
+    [
+        ("127.0.0.1:9009", Tcp("127.0.0.1", 9009), True),
+        ("localhost:9009", Tcp("127.0.0.1", 9009), True),
+        ("10.0.0.1:9009", Tcp("0.0.0.0", 9009), True),
+        ("[::1]:9009", Tcp("::1", 9009), True),
+        ("10.0.0.1", Tcp("10.0.0.1", 80), True),
+        ("unix:/run/a", Unix(Path("/run/a")), True),
+        ("unix:/run/a", Unix(Path("/run/b")), False),
+        ("unix:/run/a", Tcp("127.0.0.1", 9009), False),
+        ("127.0.0.1:9009", Unix(Path("/run/a")), False),
+        ("127.0.0.1:9010", Tcp("127.0.0.1", 9009), False),
+        ("10.0.0.1:9009", Tcp("10.0.0.2", 9009), False),
+        ("127.0.0.1:9009", Inherited(3), True),  # which nobody can know
+        ("127.0.0.1:9009", Tcp("127.0.0.1", 0), True),
+        ("127.0.0.1:9009", None, True),
+    ],
+)
+def test_another_router_than_the_one_looked_at_is_noted(found, server, listen, same):
+    edit = (UPSTREAMS, "server 127.0.0.1:9009;", f"server {server};")
+    assert (found(edit, listen=listen) == []) == same
+
+
+def test_timeouts_are_compared_with_each_other(found):
+    assert found(whoami_timeout=2.9) == []
+    finding = only(found(whoami_timeout=3))
+    assert finding.remedy == "proxy_read_timeout 4s;"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("http { server {", "nginx.conf"),
+        ("include missing.conf;", "missing.conf"),
+        ("http { server { location { proxy_pass http://a; } } }", "location is not complete"),
+        ("http { server { location / { proxy_pass; } } }", "proxy_pass is not complete"),
+        (
+            'http { map $uri $x { "~(" y; } server { location ~ "(" { proxy_pass http://$x; } } }',
+            "",
+        ),
+    ],
+)
+def test_what_nginx_could_not_read_either_is_no_traceback(tmp_path, text, words):
+    path = tmp_path / "nginx.conf"
+    path.write_text(text)
+    finding = only(look(path, whoami_timeout=2, listen=None))
+    assert words in f"{finding.place} {finding.what}"
+
+
+def test_command_prints_place_and_remedy(tmp_path):
+    path = written(tmp_path, OWN.replace("internal;", ""), files={})
+    command = [sys.executable, "-m", "whoami_router", "check", "--only", "nginx"]
+    said = subprocess.run(
+        [*command, "--nginx-conf", path], capture_output=True, text=True, check=False
+    )
+    assert said.returncode == 1
+    assert f"wrong  nginx  {path}:" in said.stdout
+    assert "remedy: internal;" in said.stdout
+    as_object = subprocess.run(
+        [*command, "--nginx-conf", path, "--json"], capture_output=True, text=True, check=False
+    )
+    [wrong] = [one for one in json.loads(as_object.stdout)["findings"] if one["status"] == WRONG]
+    assert wrong["place"].startswith(f"{path}:")
+    good = subprocess.run(
+        [*command, "--nginx-conf", SHIPPED / "nginx.conf"], capture_output=True, check=False
+    )
+    assert good.returncode == 0
