@@ -7,7 +7,6 @@ from whoami_router.check.findings import Finding, note, ok, wrong
 from whoami_router.check.nginx import asking, edge_cache, logs, pools, private
 from whoami_router.check.nginx.site import IDENTIFIER_HEADER, PART, Site, auth_request
 from whoami_router.nginx_conf import Directive, Location, UnreadableConfiguration, load
-from whoami_router.nginx_maps import walk
 from whoami_router.settings import ListenAddress
 
 _INCLUDES = (
@@ -49,11 +48,24 @@ def look(path: Path, *, whoami_timeout: float, listen: ListenAddress | None) -> 
         site = Site(load(path))
     except UnreadableConfiguration as exc:
         return [wrong(PART, str(exc).rstrip("."), _CORRECT)]
-    for one in walk(site.configuration.directives):
-        if len(one.args) < _FEWEST.get(one.name, 0):
-            return [wrong(PART, f"{one.name} is not complete", _CORRECT, one.place)]
+    incomplete = _incomplete(site.configuration.directives)
+    if incomplete is not None:
+        what = f"{incomplete.name} is not complete"
+        return [wrong(PART, what, _CORRECT, incomplete.place)]
     found = _found(site, whoami_timeout=whoami_timeout, listen=listen)
     return list(dict.fromkeys(found))  # several servers may include the same lines
+
+
+def _incomplete(directives: tuple[Directive, ...]) -> Directive | None:
+    """Return the first directive that lacks what has to stand behind its name."""
+    for one in directives:
+        if len(one.args) < _FEWEST.get(one.name, 0):
+            return one
+        # The lines of these are no directives.
+        within = None if one.name in ("map", "geo") else _incomplete(one.children)
+        if within is not None:
+            return within
+    return None
 
 
 def _found(site: Site, *, whoami_timeout: float, listen: ListenAddress | None) -> Iterator[Finding]:
