@@ -50,6 +50,9 @@ READ = [
     (r'a "\"" "\\" "\d" "\\\"" \t;', [["a", '"', "\\", r"\d", '\\"', "\t"]]),
     ('a "it\'s" \'"\' it"s;', [["a", "it's", '"', 'it"s']]),
     ("a ${b}c;", [["a", "${b}c"]]),
+    ("a ${b} c ${d}  ${e};", [["a", "${b}", "c", "${d}", "${e}"]]),
+    ('a "${b} c" ${d}\ne { }', [["a", "${b} c", "${d}", "e", []]]),
+    ("map ${a} ${b} { x; }", [["map", "${a}", "${b}", [["x"]]]]),
     ("a 'b\nc' d;", [["a", "b\nc", "d"]]),
     ("http { lua_x; content_by_lua_block { y = {';'} } z; }", None),
 ]
@@ -84,6 +87,8 @@ UNREADABLE = [
     ("a {" * 200 + "}" * 200, '"{" in 50 blocks'),
     ("include;", "nginx.conf:1: include needs one file name"),
     ("include a b;", "nginx.conf:1: include needs one file name"),
+    ('a ${b} "c d";', "nginx.conf:1: ${b} cannot be read here. Put it in quotes."),
+    ("a ${b} # c\n;", "nginx.conf:1: ${b} cannot be read here. Put it in quotes."),
     ("a;\ninclude missing.conf;", "nginx.conf:2: cannot read"),
     ("include .;", "Is a directory"),
     ("include nginx.conf;", "includes itself"),

@@ -1,6 +1,7 @@
 """Reads an nginx configuration as nginx does: every include in its place."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -233,7 +234,7 @@ def _blocks(path: Path) -> tuple[Directive, ...]:
             continue
         if special not in {"{", "}", ";"}:
             start = start if words else line
-            words.append(_unescaped(word))
+            words += map(_unescaped, [word] if quoted else _parted(word, f"{path}:{line}"))
             continue
         if bool(words) is (special == "}"):
             raise unexpected(f'"{special}"')
@@ -263,6 +264,17 @@ class _Block:
     words: list[str]
     line: int
     around: list[Directive]
+
+
+def _parted(word: str, place: str) -> list[str]:
+    """Return the words in one without quotes; raises UnreadableConfiguration.
+
+    crossplane takes the space after ``${variable}`` for a part of it, and what follows as well.
+    """
+    first, *others = [part for part in re.split(r"(?<=\})\s+", word) if part] or [word]
+    if any(part.startswith(('"', "'", "#")) for part in others):
+        raise UnreadableConfiguration(f"{place}: {first} cannot be read here. Put it in quotes.")
+    return [first, *others]
 
 
 def _unescaped(word: str) -> str:

@@ -90,7 +90,7 @@ class Request:
 
     _maps: Mapping[str, _Map]
     _capture_names: set[str]
-    _known: dict[str, str]
+    _known: dict[str, str | None]
     compared: list[str] = field(default_factory=list)
     _found: dict[str, str] = field(default_factory=dict)
     _captured: dict[str, str] = field(default_factory=dict)
@@ -110,10 +110,11 @@ class Request:
 
     def assign(self, name: str, template: str | None) -> None:
         """Do what ``set`` does; None for a value that nobody knows."""
-        self._known.pop(name, None)
+        value = None
         if template is not None:
             with suppress(Undecided):
-                self._known[name] = self.text(template)
+                value = self.text(template)
+        self._known[name] = value
 
     def _capture(self, number: int) -> str:
         """Return what the last expression that matched has in this group."""
@@ -122,7 +123,9 @@ class Request:
     def _variable(self, *names: str | None) -> str:
         name = next(name for name in names if name).lower()
         if name in self._known:
-            return self._known[name]
+            if (known := self._known[name]) is None:
+                raise Undecided(f"${name}")
+            return known
         if name in self._found:
             return self._found[name]
         if name in self._maps:
