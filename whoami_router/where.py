@@ -14,6 +14,10 @@ from whoami_router.ring import Pick, Ring, Server, key_hash
 from whoami_router.tokens import native_localpart
 
 
+class IsToken(ValueError):  # noqa: N818  (the name says what is wrong)
+    """What should be a user is an access token, which is not to be repeated."""
+
+
 def identifier(user: str) -> str:
     """Return what nginx sees of a user ID, a localpart, or a token's ``sha256:...``.
 
@@ -30,7 +34,7 @@ def identifier(user: str) -> str:
             "is no user: needs @localpart:domain, a localpart, or sha256: and 64 hex digits"
         ) from exc
     if user.startswith("syt_") and native_localpart(user.encode()) is not None:
-        raise ValueError("is an access token; those are read from standard input: --tokens whoami")
+        raise IsToken("is an access token; those are read from standard input: --tokens whoami")
     return found
 
 

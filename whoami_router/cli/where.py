@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -46,7 +47,10 @@ class _Users:
 
 
 def _user(text: str) -> str:
-    where.identifier(text)
+    try:
+        where.identifier(text)
+    except where.IsToken as exc:
+        raise click.BadParameter(f"what stands here {exc}.") from None
     return text
 
 
@@ -221,6 +225,8 @@ async def _owners(
     # Here, as it takes longer to load than all that is done without it.
     from whoami_router.whoami import Caller, Whoami, WhoamiUnavailable  # noqa: PLC0415
 
+    # What the service logs of this is said here by the line.
+    logging.getLogger("whoami_router").setLevel(logging.CRITICAL)
     users = _Users()
     whoami = Whoami(urls, timeout=timeout)
     free = asyncio.Semaphore(_AT_ONCE)
@@ -235,6 +241,8 @@ async def _owners(
                 raise ValueError(f"is not answered: {exc}") from None
         if owner is None:
             raise ValueError("is rejected by Synapse; nginx goes by the token itself")
+        if not owner.user_id.startswith("@"):
+            raise ValueError("is of an owner without a user ID")
         return owner.user_id
 
     asked = [(number, asyncio.create_task(owner(token))) for number, token in lines]
