@@ -136,8 +136,8 @@ def test_device_reaches_one_worker_by_its_token(nginx):
 
 
 def test_requests_without_a_key_take_turns(start):
-    nginx = start("client_reader", "login")
-    for path in (f"{CLIENT}/capabilities", f"{CLIENT}/login"):
-        servers = [server(nginx, path) for _ in range(20)]
+    nginx = start("client_reader", "keys", "login")
+    for path in (f"{CLIENT}/capabilities", f"{CLIENT}/keys/query", f"{CLIENT}/login"):
+        servers = [server(nginx, path, token=f"token-{USERS[0]}-0") for _ in range(20)]
         # Each of nginx's own workers counts for itself.
         assert min(servers.count(name) for name in ("one", "two")) >= 5
