@@ -9,11 +9,15 @@ from random import Random
 
 import pytest
 
+from tests.nginx.conftest import USERS as SITE_USERS
 from tests.nginx.conftest import new_directory
+from tests.nginx.test_readme import readme_nginx
 from tests.stack.nginx import temporary_files_in
 from tests.stack.process import Process, accepts, free_port
-from whoami_router.nginx_pools import server
+from whoami_router.nginx_conf import load
+from whoami_router.nginx_pools import server, survey
 from whoami_router.ring import Ring
+from whoami_router.where import identifier, place
 
 USERS = 10_000
 AT_ONCE = 250
@@ -231,3 +235,34 @@ def ring_of(name):
 
 def ring_texts(name):
     return [text.split()[0] for text in LISTS[name]]
+
+
+def test_where_names_the_worker_that_each_users_requests_reach(site, pools):
+    configuration = load(site.nginx.files / "nginx.conf")
+    found = {pool.name: pool for pool in survey(configuration).pools}
+    names = {server.address: name for name, server in pools.items()}
+    for pool, path in (
+        ("synapse_sync", "/_matrix/client/v3/sync?since=s1"),
+        ("synapse_initial_sync", "/_matrix/client/v3/sync"),
+    ):
+        reached = {site.server(path, f"token-{user}-0") for user in SITE_USERS}
+        assert len(reached) == 2
+        for user in SITE_USERS:
+            picked = place(found[pool], identifier(f"@{user}:example.org")).pick.server
+            assert site.server(path, f"token-{user}-1") == names[picked]
+
+
+def test_where_names_the_worker_of_each_user_of_the_readmes_lines(router, pools):
+    copied = {
+        "snippets/whoami_router.conf",
+        "snippets/route_by_user.conf",
+        "snippets/debug_headers.conf",
+        "conf.d/maps.conf",
+    }
+    names = {server.address: name for name, server in pools.items()}
+    with readme_nginx(router, pools, copied=copied) as (client, directory):
+        [pool] = survey(load(directory / "nginx/nginx.conf")).pools
+        for user in SITE_USERS:
+            headers = {"authorization": f"Bearer token-{user}-0"}
+            reached = client.get("/_matrix/client/v3/sync", headers=headers).json()["server"]
+            assert names[place(pool, user).pick.server] == reached
