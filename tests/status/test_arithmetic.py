@@ -32,10 +32,12 @@ def test_lines_that_are_no_samples_are_left_out(run, line):
     assert run("return parse(arguments[0]).size", line) == 0
 
 
-def cache(n, start: int | None = 1):
+def cache(n, start=1):
     return answer(start=start, resolves={"cache": n})
 
 
+UNDATED = answer(start=None, resolves={"cache": 5, "none": 1})
+UNDATED_AGAIN = answer(start=None, resolves={"cache": 3, "none": 2})
 STEADY = [(2 * i, cache(10 * i)) for i in range(9)]
 
 
@@ -46,9 +48,11 @@ STEADY = [(2 * i, cache(10 * i)) for i in range(9)]
         # Begun again: all of it is new, also if it is more than before.
         ([(0, cache(5)), (2, cache(3, start=9))], {"cache": 3}, 2),
         ([(0, cache(5)), (2, cache(7, start=9))], {"cache": 7}, 2),
-        ([(0, cache(5, start=None)), (2, cache(3, start=None))], {"cache": 3}, 2),
-        # No longer than ten seconds back.
-        (STEADY, {"cache": 50}, 10),
+        ([(0, UNDATED), (2, UNDATED_AGAIN)], {"cache": 3, "none": 2}, 2),
+        # Two processes that started together answer in turn.
+        ([(0, cache(5)), (2, cache(3))], {"cache": 3}, 2),
+        # No longer than six seconds back.
+        (STEADY, {"cache": 30}, 6),
         # A source that is new, or was useless, tells no increase yet.
         ([(0, cache(5)), (2, answer(resolves={"cache": 6, "edge": 70}))], {"cache": 1}, 2),
         ([(0, cache("NaN")), (2, cache(6))], {}, 2),

@@ -96,6 +96,23 @@ def test_page_can_be_read_without_seeing_it(page, canned):
     assert page.driver.find_element(By.ID, "headline").get_attribute("role") == "status"
 
 
+def test_sentence_is_written_once_as_long_as_it_is_true(page, canned):
+    """A screen reader says whatever is written there, also if it is the same again."""
+    canned.text = METRICS
+    page.open(canned.status_url)
+    page.run(
+        """window.written = 0;
+        const all = { childList: true, characterData: true, subtree: true };
+        new MutationObserver(() => { written += 1; }).observe($("headline"), all);"""
+    )
+    page.look()
+    page.look()
+    assert page.run("return written") == 0
+    canned.text = METRICS.replace("} 0\n", "} 1\n")
+    page.look()
+    assert page.run("return written") == 1
+
+
 def test_numbers_beside_a_chart_are_those_one_points_at(page, canned):
     canned.text = METRICS
     page.open(canned.status_url)
@@ -116,3 +133,20 @@ def test_numbers_beside_a_chart_are_those_one_points_at(page, canned):
     assert page.run(f"{heading} === clock(page.points[1].time)")
     page.run("document.getElementById('c-hits').dispatchEvent(new PointerEvent('pointerleave'))")
     page.wait_until(lambda: page.run(heading) == "now", "the numbers are new again")
+
+
+def test_hidden_tab_tells_trouble_and_is_up_to_date_when_it_is_seen(page, canned):
+    canned.text = METRICS
+    page.open(canned.status_url)
+    assert page.driver.title == "Look: whoami-router"
+    page.driver.minimize_window()
+    try:
+        page.wait_until(lambda: page.run("return document.hidden"), "the page is hidden")
+        canned.text = METRICS.replace("} 0\n", "} 1\n").replace("} 12000", "} 13000")
+        page.look_until(lambda: page.driver.title == "Trouble: whoami-router", "its title says it")
+        assert page.text("requests") == "12,304"  # nothing is drawn that nobody sees
+        canned.text = METRICS.replace("} 12000", "} 14000")
+    finally:
+        page.driver.set_window_rect(0, 0, 1200, 900)
+    # Hidden, it would look again in ten seconds only.
+    page.wait_until(lambda: page.text("requests") == "14,304", "it has looked", seconds=5)

@@ -122,3 +122,12 @@ def test_slow_answer_is_waited_for_and_never_asked_for_twice_at_once(page):
         odd.held = False
         page.wait_until(lambda: page.tone == "warn", "it has answered")
     assert odd.most <= 2  # the one that was given up may still hang, at the server
+
+
+def test_defect_in_drawing_does_not_end_the_looking(page, canned):
+    canned.text = METRICS
+    page.open(canned.status_url)
+    page.run("window.showCharts = () => { throw new Error('a defect'); }")
+    page.look()
+    page.look()
+    assert "a defect" in str(page.driver.get_log("browser"))
