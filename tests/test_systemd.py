@@ -420,3 +420,12 @@ def test_question_on_its_way_when_the_process_ends_is_answered(activated):
         assert "connection: close\r\n" in answer
         wait_until(lambda: not activated.alive, "it ends")
         assert activated.returncode == 0
+
+
+def test_connection_that_asks_nothing_does_not_hold_up_the_end(activated):
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.connect(activated.path)
+        assert activated.answers()
+        activated.send_signal(signal.SIGTERM)
+        wait_until(lambda: not activated.alive, "it ends", seconds=4)
+        assert activated.returncode == 0
