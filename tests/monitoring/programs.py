@@ -1,13 +1,29 @@
 """mtail and Prometheus, with the files of deploy/."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.stack.process import Process, accepts, free_port
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
+
+
+def logged_to(log: Path, log_format: str) -> tuple[str, str, str]:
+    """Return the edit that has nginx log to a file."""
+    return ("snippets/access_log.conf", "\naccess_log off;", f"\naccess_log {log} {log_format};")
+
+
+def open_files(pid: int) -> set[Path]:
+    """Return what a process has open."""
+    found = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found.add(descriptor.readlink())
+    return found
 
 
 class Mtail(Process):
@@ -23,18 +39,21 @@ class Mtail(Process):
                 *("--address", "127.0.0.1", "--port", str(port)),
             ],
             directory / "mtail.log",
-            ready=lambda: accepts(self.address),
+            # It listens before it has found the end of the log, from which on it counts.
+            ready=lambda: accepts(self.address) and log in open_files(self.pid),
         )
 
-    def counted(self, name: str, **labels: str) -> float:
-        """Return a counter's sum over all series that have these labels."""
-        lines = httpx.get(f"http://{self.address}/metrics").text.splitlines()
-        wanted = [f'{label}="{value}"' for label, value in labels.items()]
-        return sum(
-            float(line.split()[-1])
-            for line in lines
-            if line.startswith((f"{name}{{", f"{name} ")) and all(pair in line for pair in wanted)
-        )
+    def series(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+        """Return what our program has counted, by name and labels."""
+        text = httpx.get(f"http://{self.address}/metrics", timeout=30).text
+        return {
+            (sample.name, frozenset(sample.labels.items() - {("prog", "whoami-router.mtail")})): (
+                sample.value
+            )
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name.startswith("nginx_")
+        }
 
 
 class Prometheus(Process):
