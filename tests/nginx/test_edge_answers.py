@@ -245,7 +245,9 @@ def test_other_hosts_are_still_synapses(well_known_site, host):
         assert response.json()["server"] == "main"
 
 
-@pytest.mark.parametrize("path", ["support", "client/", "client/x", "clients", ""])
+@pytest.mark.parametrize(
+    "path", ["support", "client/", "client/x", "clients", "", "/client", "%63lient"]
+)
 def test_other_files_are_still_synapses(well_known_site, path):
     response = well_known_site.get(f"/.well-known/matrix/{path}", host="example.org")
     assert response.json()["server"] == "main"
