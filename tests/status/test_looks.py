@@ -76,6 +76,15 @@ def test_page_is_small_and_needs_nothing_else():
         assert word not in text
 
 
+@pytest.mark.parametrize("name", ["light", "dark"])
+def test_picture_for_readers_of_the_readme_is_there_and_small(name):
+    picture = Path(__file__).parents[2] / f"docs/status-{name}.png"
+    header = picture.read_bytes()[:24]
+    assert header.startswith(b"\x89PNG")
+    assert int.from_bytes(header[16:20]) == 1200  # pixels wide
+    assert picture.stat().st_size < 200_000
+
+
 def test_page_can_be_read_without_seeing_it(page, canned):
     canned.text = METRICS
     page.open(canned.status_url)
