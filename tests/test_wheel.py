@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.fake_synapse import FakeSynapse, served
-from tests.stack.nginx import SHIPPED, _keep_within
+from tests.stack.nginx import _keep_within
 from tests.stack.process import Process, accepts, free_port
 
 ROOT = Path(__file__).parents[1]
@@ -25,17 +25,22 @@ def run(*command):
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """Return the wheel, built from a copy: a build leaves nothing in the checkout."""
-    directory = tmp_path_factory.mktemp("wheel")
+def source(tmp_path_factory):
+    """Return a copy of what the wheel is built from: a build leaves nothing in the checkout."""
+    directory = tmp_path_factory.mktemp("source")
     for name in BUILT_FROM:
-        source, copy = ROOT / name, directory / "source" / name
-        if source.is_dir():
-            shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        if (ROOT / name).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, directory / name, ignore=ignored)
         else:
-            copy.parent.mkdir(exist_ok=True)
-            shutil.copy(source, copy)
-    run(*PIP, "wheel", "--no-deps", "--wheel-dir", directory, directory / "source")
+            shutil.copy(ROOT / name, directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("wheel")
+    run(*PIP, "wheel", "--no-deps", "--wheel-dir", directory, source)
     [built] = directory.glob("*.whl")
     return built
 
@@ -84,7 +89,7 @@ def test_every_module_finds_what_it_imports(environment):
     assert {"whoami_router.app", "whoami_router.cli.serve", "whoami_router.cli.check"} <= {*loaded}
 
 
-def test_installed_command_resolves(environment, tmp_path):
+def test_installed_command_resolves(source, environment, tmp_path):
     synapse = FakeSynapse(owners={"a": "@alice:h"})
     listen, admin = (f"127.0.0.1:{free_port()}" for _ in range(2))
     with (
@@ -103,13 +108,16 @@ def test_installed_command_resolves(environment, tmp_path):
         answer = client.get(f"http://{listen}/resolve", headers={"authorization": "Bearer a"})
         page = client.get(f"http://{admin}/")
     assert (answer.status_code, answer.headers["x-user-identifier"]) == (204, "alice")
-    assert (page.status_code, page.text) == (200, (ROOT / "whoami_router/status.html").read_text())
+    assert (page.status_code, page.text) == (
+        200,
+        (source / "whoami_router/status.html").read_text(),
+    )
 
 
-def test_nginx_takes_the_files_that_the_wheel_carries(environment, tmp_path):
+def test_nginx_takes_the_files_that_the_wheel_carries(source, environment, tmp_path):
     directory = tmp_path / "nginx"
     run(environment / "bin/whoami-router", "nginx-files", directory)
-    assert files(directory) == files(SHIPPED)
+    assert files(directory) == files(source / "nginx")
     _keep_within(tmp_path, directory)
     checked = subprocess.run(
         ["nginx", "-e", "stderr", "-t", "-c", directory / "nginx.conf"],
@@ -120,7 +128,7 @@ def test_nginx_takes_the_files_that_the_wheel_carries(environment, tmp_path):
     assert "test is successful" in checked.stderr
 
 
-def test_units_and_what_monitors_come_with_it(environment):
+def test_units_and_what_monitors_come_with_it(source, environment):
     shared = environment / "share/whoami-router"
     for name in ("systemd", "prometheus", "grafana", "mtail"):
-        assert files(shared / name) == files(ROOT / "deploy" / name) != {}
+        assert files(shared / name) == files(source / "deploy" / name) != {}
