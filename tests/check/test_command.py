@@ -196,6 +196,7 @@ def test_each_url_is_looked_at_by_itself(synapse_url, closed):
         (JSONResponse({"errcode": "M_FORBIDDEN"}, 403), "M_FORBIDDEN"),
         (JSONResponse({"user_id": "@alice:h"}), "another HTTP server"),
         (JSONResponse(["M_MISSING_TOKEN"], 401), "another HTTP server"),
+        (Response("[" * 60_000, 401), "another HTTP server"),
         (RedirectResponse("https://example.org"), "another HTTP server"),
         (Response("", 502), "proxy"),
         (Response("", 429), "limits rates"),
@@ -262,6 +263,16 @@ def test_tokens_are_told_apart(synapse_url, token_file, token, status, words):
     assert words in finished.stdout
 
 
+def test_token_that_cannot_be_asked_about_says_why_synapse_does_not_answer(closed, token_file):
+    finished = check(
+        *("--only", "token", "--synapse-url", f"http://{closed}"),
+        *("--token-file", token_file(SECRET)),
+    )
+    assert finished.returncode == 1
+    assert "nobody listens there" in finished.stdout
+    assert "cannot be asked whose it is" in finished.stdout
+
+
 def test_token_that_names_another_user_is_noted(synapse, synapse_url, token_file):
     synapse.owners[NATIVE.decode()] = "@bob:example.org"
     finished = check(
@@ -291,6 +302,10 @@ def test_file_without_a_token_is_one_line_that_does_not_quote_it(token_file, con
     assert finished.stderr.count("\n") == 1
     assert word in finished.stderr
     assert "very-secret" not in finished.stderr
+
+
+def test_file_without_an_end_is_not_read_to_it():
+    assert "no access token" in check("--token-file", "/dev/zero").stderr
 
 
 def test_file_that_cannot_be_read_is_one_line(tmp_path):

@@ -8,11 +8,22 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.nginx.edge import TRUSTED_PROXY
 from tests.nginx.test_migration import OURS, before
 from tests.nginx.test_readme import documented_configuration
-from tests.nginx.test_traps import TRAPS, deletions
+from tests.nginx.test_traps import (
+    SYNC,
+    TRAPS,
+    Setting,
+    deletions,
+    each_user_keeps_its_worker,
+    no_answer_of_the_router_costs_a_sync,
+    posts_and_gets_alternate_without_one_failure,
+    router_is_asked_over_one_connection,
+)
 from tests.stack.nginx import ACCESS_LOG, DEBUG_HEADERS, EDGE_CACHE, SHIPPED, SINGLE_SIGN_ON
 from whoami_router.check.findings import OK, WRONG
 from whoami_router.check.nginx import look
@@ -187,6 +198,14 @@ TWO_ROUTERS = (
 HASH = "    hash $token_routing_key consistent;"
 SECOND = "    hash $routing_key consistent;  # (!)"
 
+KEPT_FIRST = [
+    (UPSTREAMS, "    keepalive 32;\n    keepalive_timeout 60s;", "    keepalive_timeout 60s;"),
+    (UPSTREAMS, f"{HASH}  # (!)", f"    keepalive 32;\n{HASH}  #"),
+]
+EARLY = [
+    (MAPS, "map $user_id", "limit_req_zone $sync_routing_key zone=u:1m rate=99r/s;\nmap $user_id"),
+    (SERVER, "    location / {", "    limit_req zone=u burst=99;\n    location / {"),
+]
 SYNCS_KEPT = "127.0.0.1:8084 max_fails=0;\n    keepalive 32;\n    keepalive_timeout 30s;"
 
 # Changes to the shipped files, and the one thing that is found: its status, words in what is said,
@@ -218,9 +237,7 @@ CHANGES = [
     ([(ROUTER, "proxy_http_version 1.1;", "proxy_http_version 1.0;")], "wrong", "of its", ROUTER),
     ([(ROUTER, 'Connection "";', "Connection close;")], "wrong", "of its own", ROUTER),
     (
-        [
-            (UPSTREAMS, f"{HASH}  # (!)", f"    keepalive 32;\n{HASH}  #"),
-        ],
+        KEPT_FIRST,
         "wrong",
         "without effect",
         UPSTREAMS,
@@ -286,14 +303,7 @@ CHANGES = [
     ),
     # Too early.
     (
-        [
-            (
-                MAPS,
-                "map $user_id",
-                "limit_req_zone $sync_routing_key zone=u:1m rate=9r/s;\nmap $user_id",
-            ),
-            (SERVER, "    location / {", "    limit_req zone=u burst=9;\n    location / {"),
-        ],
+        EARLY,
         "wrong",
         "before whoami-router is asked",
         MAPS,
@@ -369,6 +379,37 @@ def test_change_is_found_and_nothing_else(found, edits, status, words, file):
     assert file is None or file in finding.place
     assert re.search(r":[0-9]+$", finding.place) if finding.place else status == "note"
     assert finding.remedy or status == "note"
+
+
+# What is found and is no deleted line, and the promise of test_traps.py that it breaks.
+BROKEN = [
+    (
+        KEPT_FIRST,
+        router_is_asked_over_one_connection,
+    ),
+    ([(ROUTER, "599 = @", "599 @")], no_answer_of_the_router_costs_a_sync),
+    (
+        [(ROUTER, 'Content-Length "";', "Content-Length $content_length;")],
+        posts_and_gets_alternate_without_one_failure,
+    ),
+    (
+        [(UPSTREAMS, SECOND, "    hash $upstream_http_x_user_identifier consistent;  #")],
+        each_user_keeps_its_worker(SYNC),
+    ),
+    (EARLY, each_user_keeps_its_worker(SYNC)),
+]
+
+
+@pytest.mark.parametrize(
+    ("edits", "promise"), BROKEN, ids=[edits[-1][2].strip() for edits, _ in BROKEN]
+)
+def test_what_is_wrong_breaks_a_promise_under_a_real_nginx(
+    found, make_site, pools, fake_router, dead_address, hung_address, edits, promise
+):
+    assert any(one.status == WRONG for one in found(*edits))
+    setting = Setting(make_site, edits, pools, fake_router, dead_address, hung_address)
+    with pytest.raises(AssertionError):
+        promise(setting)
 
 
 def test_findings_name_the_line(found):
@@ -510,7 +551,7 @@ BEFORE = {
         "no location /_whoami_router/resolve",
     ),
     "nothing of it": ("server { location / { root /srv; } }", "no location asks"),
-    "nothing at all": ("", "there is no location"),
+    "nothing at all": ("", "no location asks"),
 }
 
 
@@ -518,6 +559,26 @@ BEFORE = {
 def test_configuration_that_asks_nobody_is_told_only_that(tmp_path, http, words):
     findings = found_in(tmp_path, http, files=README_FILES)
     assert words in only(findings).what
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, OWN.count("\n") - 1),
+            st.sampled_from(
+                ["", ";", "$x;", '"";', "a b;", "off;", "= 1;", "set $key $key;", "@a;"]
+            ),
+        ),
+        max_size=4,
+    )
+)
+def test_whatever_a_line_says_there_is_an_answer(tmp_path, changes):
+    lines = OWN.splitlines()
+    for number, end in changes:
+        if lines[number].strip() and not set("{}") & set(lines[number]):
+            lines[number] = f"{lines[number].split()[0]} {end}" if end else ""
+    assert isinstance(found_in(tmp_path, "\n".join(lines), files={}), list)
 
 
 @pytest.mark.parametrize(
@@ -548,6 +609,50 @@ def test_timeouts_are_compared_with_each_other(found):
     assert found(whoami_timeout=2.9) == []
     finding = only(found(whoami_timeout=3))
     assert finding.remedy == "proxy_read_timeout 4s;"
+
+
+SERVER_WIDE = OWN.replace("auth_request /who;", "").replace(
+    "listen 8448;",
+    "listen 8448; auth_request /who; auth_request_set $user $upstream_http_x_user_identifier;",
+)
+
+
+def test_server_that_asks_for_all_its_locations_is_understood(tmp_path):
+    """The auth location inherits it, and is not asked itself."""
+    findings = found_in(tmp_path, SERVER_WIDE, files={})
+    assert [one for one in findings if one.status == WRONG] == []
+    assert any("127.0.0.1:8008 is no upstream block" in one.what for one in findings)
+
+
+@pytest.mark.parametrize(
+    "computed",
+    [
+        "js_set $key njs.key;",
+        "perl_set $key own::key;",
+        'split_clients "$user" $key { * a; }',
+        "map $user $key { hostnames; default a; }",
+        "map $user $key { ~(*SKIP)b c; }",
+    ],
+)
+def test_key_that_is_computed_elsewhere_is_not_guessed(tmp_path, computed):
+    own_map = re.search(r"    map .*\n", OWN)[0]
+    findings = found_in(tmp_path, OWN.replace(own_map, f"{computed}\n"), files={})
+    assert [one for one in findings if one.status == WRONG] == []
+    assert any("cannot be told" in one.what for one in findings)
+
+
+def test_requests_that_other_directives_pass_on_are_not_guessed(tmp_path):
+    other = OWN.replace("proxy_pass http://workers;", "try_files $uri @workers;")
+    findings = found_in(tmp_path, other, files={})
+    assert [one for one in findings if one.status == WRONG] == []
+    assert any("no proxy_pass beside" in one.what for one in findings)
+
+
+def test_part_of_a_configuration_is_not_taken_for_the_whole():
+    for file in (UPSTREAMS, SERVER):
+        finding = only(look(SHIPPED / file, whoami_timeout=2, listen=None))
+        assert "part of a configuration" in finding.what
+        assert "nginx.conf" in finding.remedy
 
 
 @pytest.mark.parametrize(

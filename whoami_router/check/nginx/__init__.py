@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from whoami_router.check.findings import Finding, note, ok, wrong
+from whoami_router.check.findings import Finding, ok, wrong
 from whoami_router.check.nginx import asking, edge_cache, logs, pools, private
 from whoami_router.check.nginx.site import IDENTIFIER_HEADER, PART, Site, auth_request
 from whoami_router.nginx_conf import Directive, Location, UnreadableConfiguration, load
@@ -48,6 +48,14 @@ def look(path: Path, *, whoami_timeout: float, listen: ListenAddress | None) -> 
         site = Site(load(path))
     except UnreadableConfiguration as exc:
         return [wrong(PART, str(exc).rstrip("."), _CORRECT)]
+    if not any(one.name == "http" for one in site.configuration.directives):
+        return [
+            wrong(
+                PART,
+                f"{path} is a part of a configuration: what is inherited cannot be seen in it",
+                "give the file that nginx reads first, for example /etc/nginx/nginx.conf",
+            )
+        ]
     incomplete = _incomplete(site.configuration.directives)
     if incomplete is not None:
         what = f"{incomplete.name} is not complete"
@@ -91,9 +99,8 @@ def _found(site: Site, *, whoami_timeout: float, listen: ListenAddress | None) -
     yield from pools.missing_pools(
         site, [one for one in site.locations if id(one.server) in servers]
     )
-    if any(one.name == "http" for one in site.configuration.directives):
-        logged = [finding for asker in askers for finding in logs.look(site, asker)]
-        yield from logged or [ok(PART, "no log shows a token")]
+    logged = [finding for asker in askers for finding in logs.look(site, asker)]
+    yield from logged or [ok(PART, "no log shows a token")]
     yield from private.look(site, askers)
 
 
@@ -101,14 +108,16 @@ def _asks_for_users(site: Site, location: Location) -> bool:
     """Return whether a location asks who the user is, and not something else of somebody else."""
     if location.server is None or auth_request(location) is None:
         return False
-    if not any(location.directive.find("proxy_pass")):
+    if not any(one.name in ("proxy_pass", "auth_request") for one in location.directive.children):
         return False
+    asked = site.auth_location(location)
+    if asked is not None and asked.directive is location.directive:
+        return False  # it inherits this from its server
     taken = {
         word.lower() for one in location.inherited("auth_request_set") for word in one.args[1:]
     }
     if any(word.endswith(f"http_{IDENTIFIER_HEADER}") for word in taken):
         return True
-    asked = site.auth_location(location)
     return asked is not None and _is_ours(asked)
 
 
@@ -130,14 +139,6 @@ def _takers(site: Site) -> Iterator[Finding]:
 
 
 def _nobody(site: Site) -> Iterator[Finding]:
-    place = site.configuration.http
-    if not site.locations:
-        yield note(
-            PART,
-            "there is no location in this file, so whether whoami-router is asked cannot be told",
-            "give the whole configuration (nginx.conf)",
-        )
-        return
     hashed = [
         line
         for upstream in site.configuration.upstreams
@@ -148,8 +149,4 @@ def _nobody(site: Site) -> Iterator[Finding]:
         yield wrong(
             PART, "a client chooses its worker by a header of its own", _INCLUDES, line.place
         )
-    yield wrong(PART, "no location asks whoami-router whose request it is", _INCLUDES, _file(place))
-
-
-def _file(block: Directive) -> str:
-    return str(block.file)
+    yield wrong(PART, "no location asks whoami-router whose request it is", _INCLUDES)

@@ -11,7 +11,6 @@ from whoami_router.check.nginx.site import (
     Arrival,
     Sample,
     Site,
-    auth_request,
     depends_on,
     error_page,
     hash_of,
@@ -66,6 +65,14 @@ def look(site: Site, askers: Sequence[Location]) -> Iterator[Finding]:
     """Yield what is right and wrong about where the requests go that are asked about."""
     pools: dict[str, _Pool] = {}
     for location in askers:
+        if not any(location.directive.find("proxy_pass")):
+            yield note(
+                PART,
+                "where the requests go that are asked about here cannot be told: there is no "
+                "proxy_pass beside auth_request",
+                place=location.directive.place,
+            )
+            continue
         unset = list(_set(location))
         yield from unset
         yield from _to_synapse(location)
@@ -171,7 +178,7 @@ def _pool(site: Site, location: Location, sample: Sample) -> _Pool | Finding | N
     if upstream is None:
         if "$" in passed.args[0]:
             return None  # missing_pools says it better
-        return wrong(
+        return note(
             PART,
             f"{arrival.target.name} is no upstream block: nothing is chosen by user",
             f"upstream synapse_sync {{ hash {_KEY} consistent; server ...; }}",
@@ -195,7 +202,12 @@ def _by_user(site: Site, pool: _Pool) -> Iterator[Finding]:
                 pool.upstream.place,
             )
         return
-    problem = _key_problem(site, pool, hashed)
+    try:
+        problem = _key_problem(site, pool, hashed)
+    except Undecided as exc:
+        what = f"whether {pool.name} is hashed by the user cannot be told: it depends on {exc}"
+        yield note(PART, what, None, hashed.place)
+        return
     if problem is not None:
         yield _about_key(site, pool, hashed, problem)
         return
@@ -229,23 +241,19 @@ _EARLY = (
 
 
 def _key_problem(site: Site, pool: _Pool, hashed: Directive) -> str | None:
-    """Return why a pool is not hashed by the user; None if it is, or if that cannot be told."""
+    """Return why a pool is not hashed by the user, None if it is; raises Undecided."""
 
     def key(identifier: str, token: str, **headers: str) -> str | None:
         sample = replace(pool.sample, headers=headers).with_token(token)
         return site.walk_from(pool.location, sample, identifier).key
 
-    try:
-        alice, again, bob = key("alice", "a"), key("alice", "b"), key("bob", "c")
-        chosen = key("alice", "a", **{"x-user-identifier": "mallory"})
-        if chosen != alice:
-            return "is a client's own header: the client chooses its worker"
-        if alice == again != bob:
-            return None
-        if _taken_before(site, pool):
-            return _EARLY
-    except Undecided:
+    alice, again, bob = key("alice", "a"), key("alice", "b"), key("bob", "c")
+    if alice != key("alice", "a", **{"x-user-identifier": "mallory"}):
+        return "is a client's own header: the client chooses its worker"
+    if alice == again != bob:
         return None
+    if _taken_before(site, pool):
+        return _EARLY
     if alice != again:
         return "is of the token, so each device of a user has another worker"
     answers = (f"upstream_http_{IDENTIFIER_HEADER}", f"sent_http_{IDENTIFIER_HEADER}")
@@ -503,7 +511,7 @@ def asks_nothing(location: Location) -> bool:
     """Return whether a location takes an answer that nobody gives."""
     taken = [
         one
-        for one in location.inherited("auth_request_set")
-        if one.args and one.args[-1].lower().endswith(f"_http_{IDENTIFIER_HEADER}")
+        for one in location.directive.find("auth_request_set")
+        if one.args[-1].lower().endswith(f"_http_{IDENTIFIER_HEADER}")
     ]
-    return bool(taken) and auth_request(location) is None
+    return bool(taken) and not location.inherited("auth_request")

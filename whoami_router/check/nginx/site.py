@@ -17,6 +17,8 @@ IDENTIFIER_HEADER = "x_user_identifier"
 
 _TIMES = {"ms": 0.001, "": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
+_COMPUTES = ("js_set", "js_var", "perl_set", "set_by_lua")
+
 _METHODS = {"hash", "ip_hash", "least_conn", "least_time", "random", "sticky"}
 _PROXY_PASS = re.compile(r"(https?)://(unix:[^:]*|[^/?]+):?(.*)", re.DOTALL)
 _MODIFIERS = ("=", "^~", "~*", "~")
@@ -100,6 +102,17 @@ class Site:
         """The ``upstream`` blocks by name."""
         return {one.args[0]: one for one in self.configuration.upstreams}
 
+    @cached_property
+    def computed(self) -> set[str]:
+        """The variables that nginx computes by programs, or in ways that are not known here."""
+        found = set()
+        for one in _walked(self.configuration.http):
+            if one.name.startswith(_COMPUTES) and one.args:
+                found.add(one.args[0].removeprefix("$").lower())
+            elif one.name in ("split_clients", "geo") and one.args:
+                found.add(one.args[-1].removeprefix("$").lower())
+        return found - self.networks("192.0.2.1").keys()
+
     def of_server(self, server: Directive) -> list[Location]:
         """Return the locations of a server, those within others, too."""
         return [one for one in self.locations if one.server is server]
@@ -178,7 +191,7 @@ class Walk:
                 return self._request.text(template)
             except Undecided as exc:
                 unknown = re.fullmatch(r"\$(\w+)", str(exc))
-                if unknown is None or unknown[1] in self._known:
+                if unknown is None or unknown[1] in self._site.computed:
                     raise
                 self._know({unknown[1]: ""})
 
@@ -393,6 +406,13 @@ def _of_path(path: str, query: str) -> dict[str, str]:
         if equals:
             known[f"arg_{name.lower()}"] = value
     return known
+
+
+def _walked(block: Directive) -> Iterator[Directive]:
+    for one in block.children:
+        yield one
+        if one.name not in ("map", "geo", "split_clients"):
+            yield from _walked(one)
 
 
 def _of_network(block: Directive, address: str) -> str:
