@@ -304,12 +304,24 @@ def test_file_without_a_token_is_one_line_that_does_not_quote_it(token_file, con
     assert "very-secret" not in finished.stderr
 
 
+def test_standard_input_that_is_closed_is_one_line():
+    finished = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m whoami_router check --token-file - <&-"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 2
+    assert finished.stderr.count("\n") == 1
+    assert "cannot be read" in finished.stderr
+
+
 def test_file_without_an_end_is_not_read_to_it():
     assert "no access token" in check("--token-file", "/dev/zero").stderr
 
 
 def test_file_that_cannot_be_read_is_one_line(tmp_path):
-    for path in (tmp_path, tmp_path / "missing", "nul\0"[:3]):
+    for path in (tmp_path, tmp_path / "missing"):
         finished = check("--token-file", path)
         assert finished.returncode == 2
         assert "cannot be read" in finished.stderr

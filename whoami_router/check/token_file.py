@@ -2,7 +2,6 @@
 
 import os
 import stat
-import sys
 from dataclasses import dataclass, field
 
 from whoami_router.tokens import is_askable
@@ -27,8 +26,8 @@ def read(name: str) -> TokenFile:
     """Return the token in the file of this name, ``-`` for standard input; raises NoToken."""
     try:
         if name == "-":
-            file = sys.stdin.buffer.fileno()
-            return TokenFile(_token(_all_of(file)), readable_by_others=False)
+            # Not sys.stdin, which is None where standard input is closed.
+            return TokenFile(_token(_all_of(0)), readable_by_others=False)
         file = os.open(name, os.O_RDONLY)
         try:
             mode = os.fstat(file).st_mode
@@ -38,7 +37,7 @@ def read(name: str) -> TokenFile:
             os.close(file)
     except OSError as exc:
         raise NoToken(f"cannot be read: {exc.strerror}") from exc
-    except ValueError as exc:  # a name with a NUL; a standard input that is closed
+    except ValueError as exc:  # a name with a NUL
         raise NoToken("cannot be read") from exc
 
 
