@@ -142,6 +142,37 @@ def test_upstream_that_is_hashed_by_user_is_a_pool(look, text):
     assert pool.key.is_identifier
 
 
+def test_part_of_a_configuration_need_not_say_what_goes_there(look):
+    assert (
+        look(f"{KEY} upstream pool {{ hash $sync_routing_key consistent; {SERVERS} }}").notes == ()
+    )
+
+
+def test_pool_to_which_nothing_is_seen_to_go_is_noted(look):
+    found = look(site(f"hash $sync_routing_key consistent; {SERVERS}", location=f"{ASKS}"))
+    assert named(found) == {"pool": ((), ())}
+    [note] = found.notes
+    assert note.startswith("No location is seen to go to pool (")
+
+
+def test_groups_and_locations_that_go_there_are_both_named(look):
+    found = look(
+        site(
+            f"hash $sync_routing_key consistent; {SERVERS}",
+            location=f"{ASKS} location /x {{ proxy_pass http://pool; }}"
+            "location / { proxy_pass http://$to; }",
+            more=KEY + "map $endpoint_group $to { sync pool; other another; }",
+        )
+    )
+    assert named(found) == {"pool": (("sync",), ("location /x",))}
+
+
+def test_groups_of_a_location_are_those_that_the_key_is_the_user_for(look):
+    keys = "map $endpoint_group $routing_key { sync $user_identifier; rooms $uri; }"
+    found = look(site(f"hash $routing_key consistent; {SERVERS}", more=keys))
+    assert named(found) == {"pool": (("sync",), ("location /sync",))}
+
+
 WAYS_THERE = [
     "proxy_pass http://pool;",
     "proxy_pass https://POOL/;",

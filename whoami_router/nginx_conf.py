@@ -163,7 +163,7 @@ def _directory(path: Path, directives: tuple[Directive, ...]) -> Path:
 
     For a part of a configuration that is the directory above it in which there is an nginx.conf.
     """
-    if path.name == "nginx.conf" or any(one.name in _MAIN_BLOCKS for one in directives):
+    if any(one.name in _MAIN_BLOCKS for one in directives):
         return path.parent
     above = Path(os.path.abspath(path)).parents  # noqa: PTH100  (resolve() follows links)
     return next((one for one in above if (one / "nginx.conf").is_file()), path.parent)

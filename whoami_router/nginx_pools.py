@@ -376,9 +376,10 @@ def _ways(
 
     if destination.locations or not destination.groups:
         look(None)
-    for group in destination.groups or (source.groups if destination.locations else ()):
-        if None not in (group for groups in by_key.values() for group in groups):
-            look(group)
+    # Of a location that names the pool nobody says which groups it is for.
+    any_group = source.groups if destination.locations and not by_key else ()
+    for group in destination.groups or any_group:
+        look(group)
     if by_key:
         return list(by_key.values())
     what = f" for {', '.join(destination.groups)}" if destination.groups else ""

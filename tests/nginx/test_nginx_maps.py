@@ -57,6 +57,7 @@ ANSWERS = [
     "$expression|$1|$first",
     "$number|$expression|$1",
     "$expression|$number|$1",
+    "$expression|$number|$expression|$1",
     "$two|$left",
     "$chained",
     "$last_counts",
