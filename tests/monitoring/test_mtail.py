@@ -155,10 +155,11 @@ def test_no_line_is_lost_or_counted_twice_when_the_log_is_emptied(site):
     site.counts(10)
 
 
-def test_a_line_in_another_format_is_counted_apart(site):
+def test_a_line_in_another_format_or_with_another_source_is_counted_apart(site):
     with site.log.open("a") as log:
         log.write('127.0.0.1 - - [21/Nov/2026:17:00:00 +0000] "GET / HTTP/1.1" 200 5\n')
-    site.counts(1, "nginx_unread_lines_total")
+        log.write('{"status":"200","source":"evil","group":"x","pool":"x","header_time":"0.1"}\n')
+    site.counts(2, "nginx_unread_lines_total")
     assert site.counted(REQUESTS) == 0
 
 
