@@ -510,10 +510,16 @@ OWN_CHANGES = [
         ["before whoami-router is asked", "started again"],
     ),
     ("^/_matrix/client/(?<version>r0|v3)/sync$", "^/sync$", ["goes to 127.0.0.1:8008 without"]),
+    ("listen 8448;", "set $early $key;", ["before whoami-router is asked"]),
+    ("proxy_pass http://router/resolve;", "set $a router; proxy_pass http://$a/resolve;", []),
+    ("proxy_pass http://workers;", "set $b http://workers; proxy_pass $b;", []),
+    ("proxy_pass http://router/resolve;", "proxy_pass http://$unknown/resolve;", ["cannot be t"]),
+    ("proxy_pass http://workers;", "proxy_pass http://$unknown;", ["cannot be t"]),
     ("error_log /dev/null emerg;", "", ["at level error"]),
     ("listen 8448;", "access_log /a.log;", ["shows access tokens in queries"]),
     ("listen 8448;", "access_log /a.log combined if=$loggable;", ["in queries"]),
-    ("listen 8448;", "log_format mine $uri; access_log /a.log mine;", []),
+    ("upstream router", "log_format a $uri; access_log /b a; upstream router", ["by mistake"]),
+    ("upstream router", "log_format a $host; access_log /b a; upstream router", []),
 ]
 
 

@@ -76,7 +76,10 @@ def found(site: Site, asker: Location) -> Asking | Finding:
             location.directive.place,
         )
     try:
-        target = parse_target(Walk(site, location.server, _SYNC, "").text(passed.args[0]))
+        walk = Walk(site, location.server, _SYNC, "")
+        walk.enter_server()
+        walk.enter(location)
+        target = parse_target(walk.text(passed.args[0]))
     except Undecided:
         target = None
     if target is None:

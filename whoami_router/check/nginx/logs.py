@@ -1,6 +1,7 @@
 """Whether nginx's logs show tokens."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from whoami_router.check.findings import Finding, note, wrong
 from whoami_router.check.nginx.pools import SYNC
@@ -11,13 +12,21 @@ from whoami_router.nginx_maps import Undecided
 _SECRET = "very-secret"  # noqa: S105  (the sample's token)
 
 _COMBINED = '$remote_addr - $remote_user [$time_local] "$request" $status $body_bytes_sent'
-_REMEDY = "access_log ... routing; (of conf.d/log_format.conf), or access_log off;"
+_REMEDY = (
+    "log_format no_query '$remote_addr [$time_local] \"$request_method $uri\" $status'; and "
+    "access_log ... no_query; (or with all of nginx/ the format routing)"
+)
 
-_SAMPLES = (
-    SYNC.with_token(_SECRET),
-    SYNC.with_query(f"access_token={_SECRET}"),
+# What a client may send, and which tokens a log shows that shows this one's.
+_SHOWN: tuple[tuple[Sample, str, Callable[..., Finding]], ...] = (
+    (SYNC.with_token(_SECRET), "every access token", wrong),
+    (SYNC.with_query(f"access_token={_SECRET}"), "access tokens in queries", wrong),
     # A client that encodes what it should not: to nginx it is in the path.
-    Sample("a sync", "GET", f"/_matrix/client/v3/sync%3Faccess_token={_SECRET}"),
+    (
+        Sample("a sync", "GET", f"/_matrix/client/v3/sync%3Faccess_token={_SECRET}"),
+        "access tokens in queries that a client encodes by mistake",
+        note,
+    ),
 )
 
 
@@ -29,20 +38,12 @@ def look(site: Site, location: Location) -> Iterator[Finding]:
             continue
         # The second word is the format, unless it is a parameter.
         name = next((word for word in line.args[1:2] if "=" not in word), "combined")
-        if (shown := _shown(site, location, name)) is not None:
-            yield wrong(
-                PART,
-                f"this log shows {shown}: whoever reads it can use the account",
-                _REMEDY,
-                line.place,
-            )
-    if not lines and (shown := _shown(site, location, "combined")) is not None:
-        yield note(
-            PART,
-            f"no access_log is set, and nginx's own shows {shown}",
-            _REMEDY,
-            location.directive.place,
-        )
+        for shown, say in _shown(site, location, name):
+            what = f"this log shows {shown}: whoever reads it can use the account"
+            yield say(PART, what, _REMEDY, line.place)
+    for shown, _ in () if lines else _shown(site, location, "combined"):
+        what = f"no access_log is set, and nginx's own shows {shown}"
+        yield note(PART, what, _REMEDY, location.directive.place)
     yield from _errors(location)
 
 
@@ -59,25 +60,19 @@ def _errors(location: Location) -> Iterator[Finding]:
         )
 
 
-def _shown(site: Site, location: Location, name: str) -> str | None:
-    """Return which tokens a format shows; None if it shows none, or is not understood."""
+def _shown(site: Site, location: Location, name: str) -> list[tuple[str, Callable[..., Finding]]]:
+    """Return which tokens a format shows first, and how bad that is; nothing if it shows none."""
     formats = [one for one in site.configuration.http.find("log_format") if one.args[:1] == (name,)]
     if name == "combined":
         template = _COMBINED
     elif formats:
         template = "".join(word for word in formats[-1].args[1:] if not word.startswith("escape="))
     else:
-        return None
+        return []
     server = location.server
     assert server is not None  # noqa: S101  (those who ask are in one)
-    for sample, shown in zip(
-        _SAMPLES,
-        ("every access token", "access tokens in queries", "access tokens in encoded queries"),
-        strict=True,
-    ):
-        try:
+    for sample, shown, say in _SHOWN:
+        with suppress(Undecided):
             if _SECRET in Walk(site, server, sample, "alice").text(template):
-                return shown
-        except Undecided:
-            continue
-    return None
+                return [(shown, say)]
+    return []

@@ -173,7 +173,8 @@ def _pool(site: Site, location: Location, sample: Sample) -> _Pool | Finding | N
             PART, f"where requests go cannot be told: it depends on {exc}", None, passed.place
         )
     if arrival.target is None:
-        return None
+        what = f"where requests go cannot be told: {passed.args[0]} is nothing known"
+        return note(PART, what, None, passed.place)
     upstream = site.upstreams.get(arrival.target.name)
     if upstream is None:
         if "$" in passed.args[0]:

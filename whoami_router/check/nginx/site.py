@@ -240,6 +240,7 @@ class Walk:
         """Take what the request itself has for that of the auth subrequest: it has no query."""
         self._know({name: "" for name in self._known if name.startswith("arg_")})
         self._know(_of_path(modifier_and_path(location)[1], ""))
+        self._rewrite(location.directive)
 
     def content(self, location: Location, *, subrequest: bool = False) -> Arrival:
         """Return where the location passes the request on, after it has asked; or Undecided."""
