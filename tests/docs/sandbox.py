@@ -10,7 +10,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +26,7 @@ _CLONE_NEWNET = 0x40000000
 
 _MAKE = """
 set -e
+mkdir "$1"
 mount -t tmpfs -o mode=0755 whoami-router-docs "$1"
 mkdir "$1/upper" "$1/work" "$1/root"
 mount -t overlay -o "lowerdir=/,upperdir=$1/upper,workdir=$1/work" overlay "$1/root"
@@ -62,16 +62,48 @@ class Sandbox:
         """Return where a file of the sandbox is found from outside."""
         return self.root / str(path).lstrip("/")
 
-    def run(self, commands: str, *, network: bool = False, status: int = 0) -> str:
-        """Run the commands in a shell, as root, and return what is seen.
+    def run(self, commands: str, *, network: bool = False) -> str:
+        """Run the commands in a shell, as root, and return what is seen; fails if they do.
 
         The first that fails ends them. With ``network`` they have this machine's.
         """
-        where = f"/proc/{os.getpid()}/fd/{self._outside.fileno()}" if network else ""
-        finished = subprocess.run(
+        finished = self._run(commands, network=network)
+        assert finished.returncode == 0, f"{commands}\n{finished.stdout[-4000:]}"
+        return finished.stdout
+
+    def follow(self, block: Block, *, network: bool = False, **variables: str) -> str:
+        """Run a block as it stands in the document; fails unless one sees what it says.
+
+        ``variables`` are those of the shell.
+        """
+        given = "".join(f"{name}={shlex.quote(value)}\n" for name, value in variables.items())
+
+        def tried() -> tuple[int, str, list[str]]:
+            finished = self._run(given + block.commands, network=network)
+            return finished.returncode, finished.stdout, not_seen(block.seen, finished.stdout)
+
+        def seen() -> bool:
+            nonlocal last
+            last = tried()
+            return last[0] == 0 and not last[2]
+
+        last = tried()
+        if block.repeated and (last[0] != 0 or last[2]):
+            with suppress(DidNotHappen):
+                wait_until(seen, block.place, seconds=60)
+        status, said, missing = last
+        assert status == 0 and not missing, (  # noqa: PT018  (both are told)
+            f"{block.place}: status {status}, not seen: {missing}, but:\n{said[-4000:]}"
+        )
+        return said
+
+    def _run(self, commands: str, *, network: bool) -> subprocess.CompletedProcess[str]:
+        inside = f"/proc/{self.pid}/ns/net"
+        outside = f"/proc/{os.getpid()}/fd/{self._outside.fileno()}"
+        return subprocess.run(
             [
                 *("nsenter", "--target", str(self.pid), "--mount", "--pid"),
-                f"--net={where or f'/proc/{self.pid}/ns/net'}",
+                f"--net={outside if network else inside}",
                 *("--root", f"--wd={self.path(CHECKOUT)}", "bash", "-e", "-o", "pipefail"),
             ],
             input=commands,
@@ -88,27 +120,6 @@ class Sandbox:
                 "PIP_ROOT_USER_ACTION": "ignore",
             },
         )
-        assert finished.returncode == status, f"{commands}\n{finished.stdout[-4000:]}"
-        return finished.stdout
-
-    def follow(self, block: Block, *, network: bool = False, **variables: str) -> str:
-        """Run a block as it stands in the document; fails unless one sees what it says.
-
-        ``variables`` are those of the shell.
-        """
-        given = "".join(f"{name}={shlex.quote(value)}\n" for name, value in variables.items())
-        said: list[str] = []
-
-        def seen() -> bool:
-            said.append(self.run(given + block.commands, network=network))
-            return not not_seen(block.seen, said[-1])
-
-        if not seen() and block.repeated:
-            with suppress(DidNotHappen):
-                wait_until(seen, block.place, seconds=60)
-        missing = not_seen(block.seen, said[-1])
-        assert not missing, f"{block.place}: not seen: {missing}, but:\n{said[-1][-4000:]}"
-        return said[-1]
 
     @contextmanager
     def network(self) -> Iterator[None]:
@@ -134,25 +145,27 @@ def _enter(network: int) -> None:
 @contextmanager
 def sandbox(directory: Path) -> Iterator[Sandbox]:
     """Make the machine, and yield it; afterwards nothing of it is left."""
+    log = directory / "machine.log"
     with (
         Path("/proc/thread-self/ns/net").open() as outside,
+        log.open("w") as errors,
         subprocess.Popen(
             [
                 *("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child"),
-                *("sh", "-c", _MAKE, "sh", directory, systemd.__file__),
+                *("sh", "-c", _MAKE, "sh", directory / "files", systemd.__file__),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=sys.stderr if sys.stderr.isatty() else subprocess.STDOUT,
+            stderr=errors,
             text=True,
         ) as init,
     ):
         try:
-            said = init.stdout.readline()
-            assert said == "ready\n", said + init.stdout.read()
+            assert init.stdout.readline() == "ready\n", log.read_text()
             machine = Sandbox(init, outside)
             _copy_checkout(machine.path(CHECKOUT))
             yield machine
+            assert init.poll() is None, log.read_text()
         finally:
             init.stdin.close()
             init.kill()

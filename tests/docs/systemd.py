@@ -302,7 +302,7 @@ def reload(one, *, sockets):
 
 
 def journalctl(arguments):
-    [name] = [word for word in arguments if not word.startswith("-")]
+    name = arguments[arguments.index("-u") + 1]
     log = LOGS / f"{name.removesuffix('.service')}.log"
     return log.read_text() if log.exists() else ""
 

@@ -52,6 +52,8 @@ def test_upgrade_keeps_local_changes_and_fails_no_request(marked, followed):
     with Syncs(machine) as syncs:
         said = machine.follow(marked.take("pip install"), network=True)
         assert "version 0.2.0" in said
+        machine.follow(marked.take("restart"))
+        machine.follow(marked.take("check"))
         machine.follow(marked.take("systemd/"))
         said = machine.follow(marked.take("nginx-files nginx"))
         assert "+# Of the new version. " in said
