@@ -281,8 +281,8 @@ CHANGES = [
         "empty",
         None,
     ),
-    ([(UPSTREAMS, SECOND, "    hash $token_routing_key consistent;")], "wrong", "device", None),
-    ([(UPSTREAMS, SECOND, "    hash $remote_addr consistent;")], "wrong", "not depend", None),
+    ([(UPSTREAMS, SECOND, "    hash $token_routing_key consistent;  #")], "wrong", "device", None),
+    ([(UPSTREAMS, SECOND, "    hash $remote_addr consistent;  #")], "wrong", "not depend", None),
     ([(UPSTREAMS, SECOND, "    ip_hash;  #")], "wrong", "not hashed", UPSTREAMS),
     ([(UPSTREAMS, SECOND, "    hash $routing_key;  #")], "wrong", "nearly all", UPSTREAMS),
     ([(UPSTREAMS, SECOND, f"{SECOND[:-6]} least_conn; #")], "wrong", "not hashed", UPSTREAMS),
@@ -472,6 +472,11 @@ HEADERS = OWN[
     OWN.index("            proxy_set_header Connection") : OWN.index("            proxy_connect")
 ]
 
+IDENTIFIERS = """\
+        proxy_set_header X-User-Identifier "";
+        proxy_set_header X-User-Identifier-Source "";
+"""
+
 # Changes to it, and what is found, the first first.
 OWN_CHANGES = [
     # One proxy_set_header drops all that would be inherited.
@@ -492,6 +497,8 @@ OWN_CHANGES = [
     ("hash $key consistent", "hash $http_x_user_identifier", ["client's own header"]),
     ("hash $key consistent", "hash $sent_http_x_user_identifier", ["is empty here"]),
     ("hash $key consistent;", "", ["workers is not hashed"]),
+    ("$http_authorization$arg_access_token", "$remote_addr", []),
+    ("hash $key consistent; server 10.0.0.1:8083;", "", ["one server only"]),
     ("$arg_access_token", "", ["with a token in the query do not keep"]),
     ("$http_authorization$arg", "$arg", ["with a token in the header do not keep"]),
     ("http://workers", "http://10.0.0.1:8083", ["no upstream block"]),
@@ -515,6 +522,7 @@ OWN_CHANGES = [
     ("proxy_pass http://workers;", "set $b http://workers; proxy_pass $b;", []),
     ("proxy_pass http://router/resolve;", "proxy_pass http://$unknown/resolve;", ["cannot be t"]),
     ("proxy_pass http://workers;", "proxy_pass http://$unknown;", ["cannot be t"]),
+    (IDENTIFIERS, "proxy_pass_request_headers off;", []),
     ("error_log /dev/null emerg;", "", ["at level error"]),
     ("listen 8448;", "access_log /a.log;", ["shows access tokens in queries"]),
     ("listen 8448;", "access_log /a.log combined if=$loggable;", ["in queries"]),

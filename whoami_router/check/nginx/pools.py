@@ -32,6 +32,8 @@ SYNCS = (SYNC, _INITIAL, _SLIDING)
 _MESSAGES = Sample("a room's messages", "GET", "/_matrix/client/v3/rooms/!{}:h/messages?dir=b")
 _SEND = Sample("a transaction", "PUT", "/_matrix/federation/v1/send/{}")
 
+_ONE, _OTHER = "192.0.2.1", "192.0.2.2"
+
 _KEY = "$sync_routing_key"
 _HASH = f"hash {_KEY} consistent; (of conf.d/maps.conf)"
 
@@ -192,16 +194,16 @@ def _pool(site: Site, location: Location, sample: Sample) -> _Pool | Finding | N
 
 
 def _by_user(site: Site, pool: _Pool) -> Iterator[Finding]:
-    several = len(pool.servers) > 1
+    if len(pool.servers) < 2:  # noqa: PLR2004  (there is nothing to choose)
+        return
     hashed = hash_of(pool.upstream)
     if hashed is None:
-        if several:
-            yield wrong(
-                PART,
-                f"{pool.name} is not hashed: a user's requests go to all its servers",
-                _HASH,
-                pool.upstream.place,
-            )
+        yield wrong(
+            PART,
+            f"{pool.name} is not hashed: a user's requests go to all its servers",
+            _HASH,
+            pool.upstream.place,
+        )
         return
     try:
         problem = _key_problem(site, pool, hashed)
@@ -212,7 +214,7 @@ def _by_user(site: Site, pool: _Pool) -> Iterator[Finding]:
     if problem is not None:
         yield _about_key(site, pool, hashed, problem)
         return
-    if "consistent" not in hashed.args and several:
+    if "consistent" not in hashed.args:
         yield wrong(
             PART,
             f"{pool.name}: with a worker more or less, nearly all users move to another one",
@@ -220,7 +222,7 @@ def _by_user(site: Site, pool: _Pool) -> Iterator[Finding]:
             hashed.place,
         )
     problem = _fallback_problem(site, pool)
-    if problem is not None and several:
+    if problem is not None:
         yield _about_key(site, pool, hashed, problem)
 
 
@@ -283,8 +285,9 @@ def _fallback_problem(site: Site, pool: _Pool) -> str | None:
     for where, by in ways:
         try:
             one, again, other = (
-                site.walk_from(pool.location, by(pool.sample, token)).key
-                for token in ("one", "one", "other")
+                site.walk_from(pool.location, replace(by(pool.sample, token), address=address)).key
+                # Another token of another client: a key by the address does, too.
+                for token, address in (("one", _ONE), ("one", _ONE), ("other", _OTHER))
             )
         except Undecided:
             return None
@@ -462,8 +465,6 @@ class _Together:
     what: str
     remedy: str
 
-
-_ONE, _OTHER = "192.0.2.1", "192.0.2.2"
 
 _TOGETHER = (
     _Together(
