@@ -129,7 +129,8 @@ class Load:
         tokens = [TOKENS[(number * 5 + other) % len(TOKENS)] for other in range(5)]
         for router in (self.watched.well, self.watched.lone):
             url = f"http://{router.address}/resolve"
-            for token in (*tokens, f"breaking-{number % 10_000}", f"rejected-{number}"):
+            breaking = [f"breaking-{(number * 4 + other) % 10_000}" for other in range(4)]
+            for token in (*tokens, *breaking, f"rejected-{number}"):
                 yield {"url": url, "headers": {"authorization": f"Bearer {token}"}}
         for path in (SYNC, SYNC, INITIAL_SYNC, VERSIONS):
             headers = {"authorization": f"Bearer {tokens[0]}"}
