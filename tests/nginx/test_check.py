@@ -522,6 +522,8 @@ OWN_CHANGES = [
     ("proxy_pass http://workers;", "set $b http://workers; proxy_pass $b;", []),
     ("proxy_pass http://router/resolve;", "proxy_pass http://$unknown/resolve;", ["cannot be t"]),
     ("proxy_pass http://workers;", "proxy_pass http://$unknown;", ["cannot be t"]),
+    ("location /_matrix/ {", "location / {", ["everyone reaches Synapse's administration"]),
+    ("location /_matrix/ {", "location / { allow 10.0.0.0/8; deny all;", []),
     (IDENTIFIERS, "proxy_pass_request_headers off;", []),
     ("error_log /dev/null emerg;", "", ["at level error"]),
     ("listen 8448;", "access_log /a.log;", ["shows access tokens in queries"]),

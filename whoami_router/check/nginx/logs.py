@@ -66,7 +66,7 @@ def _shown(site: Site, location: Location, name: str) -> list[tuple[str, Callabl
     if name == "combined":
         template = _COMBINED
     elif formats:
-        template = "".join(word for word in formats[-1].args[1:] if not word.startswith("escape="))
+        template = "".join(formats[-1].args[1:])
     else:
         return []
     server = location.server
