@@ -10,7 +10,7 @@
 PYTHON_PACKAGES := python3 python3-venv
 # gcc and the headers: PostgreSQL's client for Python is built from source.
 STACK_PACKAGES := $(PYTHON_PACKAGES) gcc libc6-dev libpq-dev python3-dev nginx postgresql redis-server \
-	util-linux
+	openssl util-linux
 ALL_PACKAGES := $(STACK_PACKAGES) docker-compose libfaketime wrk systemd libnginx-mod-http-js prometheus \
 	mtail chromium chromium-driver
 
