@@ -173,6 +173,12 @@ def test_groups_of_a_location_are_those_that_the_key_is_the_user_for(look):
     assert named(found) == {"pool": (("sync",), ("location /sync",))}
 
 
+def test_location_whose_key_is_the_user_in_any_case_is_for_no_group_in_particular(look):
+    more = KEY + "map $endpoint_group $unrelated { sync 1; }"
+    found = look(site(f"hash $sync_routing_key consistent; {SERVERS}", more=more))
+    assert named(found) == {"pool": ((), ("location /sync",))}
+
+
 WAYS_THERE = [
     "proxy_pass http://pool;",
     "proxy_pass https://POOL/;",

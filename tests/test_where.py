@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fake_synapse import FakeSynapse, served
+from tests.stack.process import wait_until
 from tests.test_tokens import NATIVE
 from whoami_router import where
 from whoami_router.nginx_conf import load
@@ -413,15 +416,36 @@ def test_where_nobody_answers_for_tokens_that_is_said_in_one_line(tmp_path):
 
 def test_synapse_is_asked_about_few_tokens_at_a_time():
     tokens = {f"token{number}": f"@user{number}:example.org" for number in range(200)}
-    fake = FakeSynapse(owners=tokens)
-    with served(fake) as address:
-        said = answer(
+    fake = FakeSynapse(owners=tokens, held=True)
+    with served(fake) as address, ThreadPoolExecutor() as threads:
+        running = threads.submit(
+            answer,
             *("--tokens", "whoami", "--distribution", "-", "--nginx-conf", NGINX),
-            *("--synapse-url", f"http://{address}"),
+            *("--synapse-url", f"http://{address}", "--whoami-timeout", "30"),
             stdin="\n".join(tokens).encode(),
         )
-    assert said["users"] == 200
-    assert fake.most_in_flight <= 8
+        try:
+            wait_until(lambda: fake.most_in_flight >= 8, "questions to Synapse")
+        finally:
+            fake.held = False
+        assert running.result()["users"] == 200
+    assert fake.most_in_flight == 8
+
+
+def test_distribution_goes_by_what_is_hashed(tmp_path):
+    (tmp_path / "nginx.conf").write_text(OWN.replace("127.0.0.1:1 down", "127.0.0.1:1"))
+    conf = str(tmp_path / "nginx.conf")
+    names = [f"user{number}" for number in range(200)]
+    each = [user["pools"][0]["server"] for user in answer(*names, "--nginx-conf", conf)["users"]]
+    stdin = "\n".join([*names, "bob", "carol", "bob"]).encode()
+    said = answer("--distribution", "-", "--nginx-conf", conf, stdin=stdin)
+    [pool] = said["pools"]
+    assert {one["server"]: one["users"] for one in pool["servers"]} == Counter(each)
+    assert pool["elsewhere"] == 2
+    shown = run("--distribution", "-", "--nginx-conf", conf, stdin=stdin).stdout
+    assert "pool: 202 users" in shown
+    assert "not by user" in shown
+    assert "1 line named a user again, who counts once." in shown
 
 
 def test_native_token_among_users_is_left_out_and_not_printed():
