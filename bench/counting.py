@@ -1,7 +1,6 @@
 """Counting: what the metrics cost each request, and how long reading them holds others up."""
 
 import asyncio
-import math
 import time
 from collections.abc import Callable
 
@@ -10,10 +9,10 @@ from starlette.applications import Starlette
 from starlette.types import Message
 
 from bench.measure import Failed
+from bench.memory import remembering
 from bench.results import Results
 from whoami_router.app import Application
 from whoami_router.metrics import Metrics
-from whoami_router.resolver import Resolver
 from whoami_router.settings import Settings
 from whoami_router.whoami import Caller, Owner
 
@@ -57,29 +56,22 @@ def measure(results: Results, *, calls: int = _CALLS, reads: int = _READS) -> No
 async def _hit(metrics: Metrics, calls: int) -> float:
     """Return how many seconds one takes."""
 
-    async def answer(_token: bytes, _caller: Caller, _user_id: str | None = None) -> Owner:
+    async def answer(token: bytes, caller: Caller, user_id: str | None = None) -> Owner:  # noqa: ARG001
         return Owner("@alice:example.org")
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
 
     async def send(_message: Message) -> None:
         pass
 
-    resolver = Resolver(
-        metrics.timed(answer),
-        cache_size=1,
-        cache_ttl=math.inf,
-        stale_ttl=0,
-        rejected_size=1,
-        rejected_ttl=0,
-        max_lookups=1,
-        decode_native_tokens=False,
-        clock=time.monotonic,
-    )
+    resolver = remembering(metrics.timed(answer), 1)
     metrics.watch(resolver, list)
     app = Application(resolver, metrics, Starlette(), Settings())
-    await app(_SCOPE, None, send)  # type: ignore[arg-type]  (the body is never read)
+    await app(_SCOPE, receive, send)
     start = time.perf_counter()
     for _ in range(calls):
-        await app(_SCOPE, None, send)  # type: ignore[arg-type]
+        await app(_SCOPE, receive, send)
     return (time.perf_counter() - start) / calls
 
 

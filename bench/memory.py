@@ -15,7 +15,7 @@ from bench.sites import CONTENDERS, Site
 from bench.standins import Standins
 from tests.deployment.flood import flood
 from tests.stack.router import Router
-from whoami_router.resolver import Resolver
+from whoami_router.resolver import Lookup, Resolver
 from whoami_router.whoami import Caller, Owner
 
 _CONNECTIONS = 8
@@ -70,15 +70,11 @@ def _ask(path: Path, tokens: Iterable[str], source: str, count: int) -> None:
         raise Failed(f"instead of {count} times {source}: {dict(sources)}")
 
 
-async def _allocated(count: int) -> float:
-    """Return how much memory a resolver asks Python for, for a token."""
-
-    async def answer(token: bytes, _caller: Caller, _user_id: str | None = None) -> Owner:
-        return Owner(f"@{token.split(b'_')[1].decode()}:example.org")
-
-    resolver = Resolver(
-        answer,
-        cache_size=count,
+def remembering(lookup: Lookup, tokens: int) -> Resolver:
+    """Return a resolver that remembers so many tokens for ever, and asks one after the other."""
+    return Resolver(
+        lookup,
+        cache_size=tokens,
         cache_ttl=math.inf,
         stale_ttl=0,
         rejected_size=1,
@@ -87,6 +83,15 @@ async def _allocated(count: int) -> float:
         decode_native_tokens=False,
         clock=time.monotonic,
     )
+
+
+async def _allocated(count: int) -> float:
+    """Return how much memory a resolver asks Python for, for a token."""
+
+    async def answer(token: bytes, caller: Caller, user_id: str | None = None) -> Owner:  # noqa: ARG001
+        return Owner(f"@{token.split(b'_')[1].decode()}:example.org")
+
+    resolver = remembering(answer, count)
     caller = Caller()
     tracemalloc.start()
     try:
