@@ -1,6 +1,7 @@
 """Every command in the documents is run by a test, or says why not."""
 
 import ast
+import re
 
 import pytest
 
@@ -41,6 +42,18 @@ def test_every_fence_is_part_of_a_block(path):
     """A fence that is not understood would hide a command."""
     fences = [line for line in path.read_text().splitlines() if line.lstrip().startswith("```")]
     assert len(fences) == 2 * len(blocks(path))
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_are_in_blocks_that_are_known_as_such(path):
+    others = {"", "diff", "nginx", "text", "yaml"}
+    assert {block.language for block in blocks(path)} <= {*SHELLS, *others}
+    typed = [
+        b.place
+        for b in blocks(path)
+        if b.language in others and re.search(r"^\$ ", b.text, re.MULTILINE)
+    ]
+    assert typed == []
 
 
 DOCUMENT = """\

@@ -35,6 +35,14 @@ def test_newcomer_has_routed_and_watched_syncs_of_each_user(followed):
     assert query(followed.machine, "count(ALERTS)") == {}
 
 
+WATCH = """
+cp /opt/whoami-router/share/whoami-router/mtail/whoami-router.mtail /etc/mtail/
+printf 'LOGS=/var/log/nginx/synapse.log\\nHOST=127.0.0.1\\n' >> /etc/default/mtail
+install -o www-data -g adm -m 640 /dev/null /var/log/nginx/synapse.log
+systemctl start mtail
+"""
+
+
 def added(block):
     """Return a configuration with the lines of a ``diff`` block in it."""
     lines = block.text.splitlines()
@@ -57,6 +65,9 @@ def test_own_nginx_routes_by_user_with_the_lines_of_the_document(marked, install
         )
         machine.run("apt-get install nginx; systemctl enable --now whoami-router@1.socket")
 
+        machine.run(WATCH)  # before there is anything to see, as mtail begins at the end of a file
+        wait_until(lambda: accepts("127.0.0.1:3903"), "mtail reads the log")
+
         machine.follow(marked.take("nginx-files"))
         configuration = added(marked.take("your_sync_workers"))
         for documented, address in workers.items():
@@ -76,6 +87,11 @@ def test_own_nginx_routes_by_user_with_the_lines_of_the_document(marked, install
                     for n in "12"
                 }
                 assert len(took) == 1
+            counted = f'source="whoami"}} {2 * len(USERS)}\n'
+            wait_until(
+                lambda: counted in client.get("http://127.0.0.1:3903/metrics").text,
+                "mtail has counted them",
+            )
     log = machine.path("/var/log/nginx/synapse.log").read_text()
-    assert log.count("source=whoami pool=syncs upstream=127.0.0.1:") == 2 * len(USERS)
+    assert log.count("source=whoami upstream=127.0.0.1:") == 2 * len(USERS)
     assert "hidden" not in log
