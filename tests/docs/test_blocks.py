@@ -48,10 +48,9 @@ def test_every_fence_is_part_of_a_block(path):
 def test_commands_are_in_blocks_that_are_known_as_such(path):
     others = {"", "diff", "nginx", "text", "yaml"}
     assert {block.language for block in blocks(path)} <= {*SHELLS, *others}
+    prompt = re.compile(r"^\$ ", re.MULTILINE)
     typed = [
-        b.place
-        for b in blocks(path)
-        if b.language in others and re.search(r"^\$ ", b.text, re.MULTILINE)
+        each.place for each in blocks(path) if each.language in others and prompt.search(each.text)
     ]
     assert typed == []
 
