@@ -65,6 +65,10 @@ def test_labels_meet():
     assert service["spec"]["selector"].items() <= labels.items()
 
 
+def test_all_of_it_has_one_name():
+    assert {document["metadata"]["name"] for document in documents} == {"synapse-nginx"}
+
+
 def test_service_leads_to_nginx_and_to_nothing_else():
     [port] = service["spec"]["ports"]
     [listening] = nginx["ports"]
@@ -89,6 +93,29 @@ def test_each_file_of_the_configuration_takes_the_place_of_one_that_is_there():
         assert (SHIPPED / Path(path).relative_to("/etc/nginx")).is_file()
 
 
+def directives(text, upstream):
+    """Return what an upstream says beside its servers."""
+    [block] = re.findall(rf"^ *upstream {upstream} {{\n(.*?)}}", text, re.MULTILINE | re.DOTALL)
+    return {
+        found for found in re.findall(r"^ *(\w.*?;)", block, re.MULTILINE) if "server " not in found
+    }
+
+
+def test_upstreams_say_what_ours_say():
+    here, ours = config_map["data"]["upstreams.conf"], SHIPPED / "conf.d/upstreams.conf"
+    for name in re.findall(r"upstream (\w+)", here):
+        expected = directives(ours.read_text(), name)
+        if name == "whoami_router":
+            expected.remove("hash $token_routing_key consistent;")  # for several, and here is one
+        assert directives(here, name) == expected
+
+
+def test_no_token_gets_into_a_log_by_an_error():
+    said = "error_log stderr emerg;"
+    assert said in (SHIPPED / "snippets/access_log.conf").read_text()
+    assert said in config_map["data"]["access_log.conf"]
+
+
 def test_nginx_reads_what_is_written_before_it_starts():
     assert nginx_files["args"] == ["nginx-files", "/etc/nginx"]
     assert "restartPolicy" not in nginx_files
@@ -111,6 +138,7 @@ def test_router_is_seen_where_it_says_how_it_is():
     [port] = router["ports"]
     assert admin == Tcp("0.0.0.0", port["containerPort"])  # the Pod's address
     annotations = deployment["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["prometheus.io/scrape"] == "true"
     assert annotations["prometheus.io/port"] == str(admin.port)
     assert f"port: {port['name']}}}" in MANIFEST.read_text()  # the PodMonitor's
 
@@ -154,7 +182,16 @@ def test_pod_security_is_restricted(container):
 
 
 def test_nginx_is_not_root_though_its_image_is():
-    assert nginx["securityContext"]["runAsUser"] > 0
+    context = nginx["securityContext"]
+    assert context["runAsUser"] > 0
+    assert context["runAsGroup"] > 0
+
+
+@pytest.mark.parametrize("container", [router, nginx], ids=["router", "nginx"])
+def test_memory_is_bounded_and_processors_are_not(container):
+    resources = container["resources"]
+    assert set(resources["requests"]) == {"cpu", "memory"}
+    assert set(resources["limits"]) == {"memory"}
 
 
 @every_container
@@ -245,6 +282,7 @@ def started(workers, directory):
             ready=lambda: accepts(listen),
         ) as running,
     ):
+        running.files = files
         running.url, running.admin = f"http://{listen}", f"http://{places[str(admin)]}"
         yield running
 
@@ -270,3 +308,15 @@ def test_its_probe_is_answered(started):
     probe = router["livenessProbe"]["httpGet"]
     assert httpx.get(started.admin + probe["path"]).status_code == 204
     assert "whoami_router_resolves_total" in httpx.get(started.admin + "/metrics").text
+
+
+def test_check_finds_nothing_wrong_with_its_nginx(started):
+    command = [sys.executable, "-m", "whoami_router", "check", "--only", "nginx", "--nginx-conf"]
+    checked = subprocess.run(
+        [*command, started.files / "nginx.conf"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+    )
+    assert checked.returncode == 0, checked.stdout
