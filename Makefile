@@ -1,7 +1,7 @@
 # Run it from a bare clone: each target first sets up what it needs, and a second run is quick.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench soak endpoints lint \
+.PHONY: help demo test bench soak endpoints constraints lint \
 	python-packages stack-packages all-packages bench-packages
 # Set-up steps would get in each other's way.
 .NOTPARALLEL:
@@ -26,6 +26,7 @@ help:
 	@echo "make bench            what it costs, beside other ways to do it (RUNS=3; NGINX=/another/nginx)"
 	@echo "make soak             the faults, floods and fuzz again, ten times as long (SOAK=10)"
 	@echo "make endpoints        how the endpoints of the installed Synapse differ from those we route"
+	@echo "make constraints      the newest versions of what is installed into the image (constraints.txt)"
 	@echo "make lint             ruff and mypy only"
 	@echo
 	@echo "Needs Debian 12 or later (or a relative) and root or sudo for the packages it lacks."
@@ -46,6 +47,12 @@ soak: all-packages .venv/.stamp $(SYNAPSE)
 
 endpoints: stack-packages .venv/.stamp $(SYNAPSE)
 	@.venv/bin/python -m tests.endpoints
+
+constraints: python-packages
+	@python3 -m venv --clear build/constraints
+	@build/constraints/bin/pip install -qq --disable-pip-version-check . hatchling
+	@{ sed '/^#/!d' constraints.txt; build/constraints/bin/pip freeze --exclude whoami-router; } > build/constraints.txt
+	@mv build/constraints.txt constraints.txt
 
 lint: .venv/.stamp
 	.venv/bin/ruff check
