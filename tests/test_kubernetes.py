@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from tests.fake_synapse import FakeSynapse, served
-from tests.stack.nginx import SHIPPED, _keep_within
+from tests.stack.nginx import SHIPPED, keep_within
 from tests.stack.process import Process, accepts, free_port
 from whoami_router import __version__
 from whoami_router.cli.serve import command as serve
@@ -267,7 +267,7 @@ def started(workers, directory):
             Path(elsewhere(path, places)).write_text(text)
     server = files / "conf.d/synapse.conf"
     server.write_text(elsewhere(server.read_text(), places))
-    _keep_within(directory, files)
+    keep_within(directory, files)
     with (
         Process(
             "whoami-router",

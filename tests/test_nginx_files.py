@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stack.nginx import SHIPPED, _keep_within
+from tests.stack.nginx import SHIPPED, keep_within
 from whoami_router.cli import nginx_files as cli
 from whoami_router.nginx_files import CannotWrite, write
 
@@ -77,7 +77,7 @@ def test_nginx_may_read_all_of_it_whatever_the_umask(tmp_path):
 
 
 def test_nginx_takes_what_was_written(installed):
-    _keep_within(installed.parent, installed)
+    keep_within(installed.parent, installed)
     checked = subprocess.run(
         ["nginx", "-e", "stderr", "-t", "-c", installed / "nginx.conf"],
         capture_output=True,

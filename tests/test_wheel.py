@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.fake_synapse import FakeSynapse, served
-from tests.stack.nginx import _keep_within
+from tests.stack.nginx import keep_within
 from tests.stack.process import Process, accepts, free_port
 
 ROOT = Path(__file__).parents[1]
@@ -118,7 +118,7 @@ def test_nginx_takes_the_files_that_the_wheel_carries(source, environment, tmp_p
     directory = tmp_path / "nginx"
     run(environment / "bin/whoami-router", "nginx-files", directory)
     assert files(directory) == files(source / "nginx")
-    _keep_within(tmp_path, directory)
+    keep_within(tmp_path, directory)
     checked = subprocess.run(
         ["nginx", "-e", "stderr", "-t", "-c", directory / "nginx.conf"],
         capture_output=True,

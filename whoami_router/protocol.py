@@ -8,6 +8,9 @@ _LONGEST_HEADERS = 64 * 1024
 _MOST_HEADERS = 100
 _MOST_WAITING = 1000
 
+# Seconds that a new connection may stay silent once the service is to end.
+_LAST_WORD = 1.0
+
 # Stands for the headers of a request that are all there.
 _COMPLETE: list[tuple[bytes, bytes]] = []
 
@@ -25,6 +28,7 @@ class Protocol(HttpToolsProtocol):
     """
 
     _unfinished = 0  # bytes received since the last complete set of headers
+    _ending = False
 
     def data_received(self, data: bytes) -> None:
         """Read what the peer sent; give up on headers without an end."""
@@ -49,14 +53,30 @@ class Protocol(HttpToolsProtocol):
         if len(self.pipeline) == _MOST_WAITING:
             raise _TooMuch
         HttpToolsProtocol.on_headers_complete(self)
-        if self.parser.should_upgrade():
-            # What follows is no HTTP by the client's own words: it gets no answer that could be
-            # taken for another's.
+        if self._ending or self.parser.should_upgrade():
+            # At the end of the service one answer is enough. And what follows an upgrade is no
+            # HTTP by the client's own words: it gets no answer that could be taken for another's.
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:  # noqa: ARG002
         """Drop the body: no answer depends on it."""
         self._unfinished = 0
+
+    def shutdown(self) -> None:
+        """Close the connection once it has its answer.
+
+        Nobody connects but to ask. So the question of a new connection is on its way, and it would
+        not be asked again: a proxy does that only where a connection was of use before.
+        """
+        if self.cycle is not None:
+            HttpToolsProtocol.shutdown(self)
+            return
+        self._ending = True
+        self.loop.call_later(_LAST_WORD, self._close_if_silent)
+
+    def _close_if_silent(self) -> None:
+        if self.cycle is None:
+            self.transport.close()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002
         """Close the connection."""

@@ -48,7 +48,7 @@ def check(directory: Path, *replacements: Path) -> str:
     for file in replacements:
         [replaced] = files.glob(f"*/{file.name}")
         shutil.copy(file, replaced)
-    _keep_within(directory, files)
+    keep_within(directory, files)
     return subprocess.run(
         ["nginx", "-e", "stderr", "-t", "-c", files / "nginx.conf"],
         check=False,
@@ -58,7 +58,7 @@ def check(directory: Path, *replacements: Path) -> str:
     ).stderr
 
 
-def _keep_within(directory: Path, files: Path) -> None:
+def keep_within(directory: Path, files: Path) -> None:
     """Have nginx write to ``directory`` what the shipped files write elsewhere."""
     for file, elsewhere, place in (
         ("nginx.conf", "/tmp/nginx", "temp"),
@@ -105,7 +105,7 @@ class Nginx(Process):
             self._set_servers(name, servers)
         self._keep_pools(upstreams)
         self.edit("conf.d/synapse.conf", "listen 8080;", f"listen {self.address};")
-        _keep_within(directory, self.files)
+        keep_within(directory, self.files)
         for file, old, new in edits:
             self.edit(file, old, new)
         super().__init__(
