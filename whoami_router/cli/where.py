@@ -13,7 +13,7 @@ import click
 
 from whoami_router import where
 from whoami_router.cli import options
-from whoami_router.cli.where_shown import counted, places
+from whoami_router.cli.where_shown import counted, shown_places, shown_spread
 from whoami_router.nginx_conf import UnreadableConfiguration, load
 from whoami_router.nginx_pools import NoAnswer, Pool, server, server_weight, survey
 from whoami_router.ring import Server
