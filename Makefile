@@ -12,7 +12,7 @@ PYTHON_PACKAGES := python3 python3-venv
 STACK_PACKAGES := $(PYTHON_PACKAGES) gcc libc6-dev libpq-dev python3-dev nginx postgresql redis-server \
 	openssl util-linux
 ALL_PACKAGES := $(STACK_PACKAGES) docker-compose libfaketime wrk systemd libnginx-mod-http-js prometheus \
-	mtail chromium chromium-driver
+	mtail chromium chromium-driver curl patch iproute2 git
 
 # SYNAPSE_PYTHON=/path/to/python: a Python that has Synapse already.
 ifndef SYNAPSE_PYTHON
