@@ -45,6 +45,13 @@ class Backoff:
         return self._clock() < self._rests_until
 
     @property
+    def unasked_for(self) -> float:
+        """For how many seconds the server, which is away, could have been asked, and was not."""
+        if not self._away or self._probing:
+            return 0.0
+        return max(0.0, self._clock() - self._rests_until)
+
+    @property
     def mark(self) -> int:
         """What a question is to take along from its beginning to its report.
 

@@ -27,6 +27,14 @@ _KEEPALIVE_SECONDS = 30
 # For so many seconds it counts whether Synapse was well.
 _WELL_SECONDS = 1.0
 
+# If for so many seconds nobody had a token to ask about, a server that is away is asked without
+# one. So often is looked whether that is so.
+_UNASKED_SECONDS = 5.0
+_LOOK_SECONDS = 1.0
+
+# A server that comes and goes is a line when it goes and one when it is back, in so many seconds.
+_LOG_INTERVAL = 60.0
+
 # Compression is not asked for: no small answer can unpack into a large one.
 _HEADERS = {b"user-agent": b"whoami-router", b"accept": b"*/*", b"accept-encoding": b"identity"}
 
@@ -67,6 +75,11 @@ class Server:
         self._timeout = timeout
         self._examination: asyncio.Task[WhoamiUnavailable | None] | None = None
         self._examined_until = -math.inf
+        self._look: asyncio.TimerHandle | None = None
+        self._probe: asyncio.Task[None] | None = None
+        self._said_away = False
+        self._said_losses = 0
+        self._silent_until = -math.inf
         self._transport = transport
         self._whoami = httpx.URL(("http://localhost" if url.startswith("unix:") else url) + _PATH)
 
@@ -146,10 +159,10 @@ class Server:
         return False
 
     def _note_answer(self, mark: int) -> None:
-        was_away = self.backoff.away
         self.backoff.succeeded(mark)
-        if was_away and not self.backoff.away:
-            logger.info("Synapse can be asked again", extra={"url": self.url})
+        if self._said_away and not self.backoff.away:
+            self._said_away = False
+            logger.warning("Synapse can be asked again", extra={"url": self.url})
 
     def _note_failure(self, mark: int, exc: WhoamiUnavailable) -> None:
         if self._closed:
@@ -157,12 +170,43 @@ class Server:
         was_away = self.backoff.away
         self.reason = str(exc)
         self.backoff.failed(mark, retry_after=exc.retry_after)
-        if self.backoff.away and not was_away:
+        if not self.backoff.away:
+            return
+        if not was_away:
             self.losses += 1
+        if not self._said_away and self._clock() >= self._silent_until:
+            self._said_away = True
+            self._silent_until = self._clock() + _LOG_INTERVAL
+            times, self._said_losses = self.losses - self._said_losses, self.losses
             logger.warning(
                 "Synapse cannot be asked, and is left alone for a while",
-                extra={"url": self.url, "reason": str(exc)},
+                extra={"url": self.url, "reason": str(exc), "times": times},
             )
+        if self._look is None:
+            self._look_later()
+
+    def _look_later(self) -> None:
+        self._look = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look_after)
+
+    def _look_after(self) -> None:
+        """See to it that a server that is away is asked, also when all that come are known."""
+        self._look = None
+        if self._closed or not self.backoff.away:
+            return
+        # Not earlier: an answer to a token says more. Synapse can say that there is none while
+        # what it asks itself about tokens is away.
+        if self.backoff.unasked_for >= _UNASKED_SECONDS and self.backoff.start_probe():
+            self._probe = asyncio.create_task(self._probe_without_token())
+        self._look_later()
+
+    async def _probe_without_token(self) -> None:
+        mark = self.backoff.mark
+        try:
+            await self.check(timeout=self._timeout)
+        except WhoamiUnavailable as exc:
+            self._note_failure(mark, exc)
+        else:
+            self._note_answer(mark)
 
     @asynccontextmanager
     async def _in_time(self, seconds: float) -> AsyncIterator[None]:
@@ -197,8 +241,9 @@ class Server:
     async def aclose(self) -> None:
         """Close every connection."""
         self._closed = True
-        if self._examination is not None:
-            self._examination.cancel()
+        for pending in (self._examination, self._look, self._probe):
+            if pending is not None:
+                pending.cancel()
         await self._transport.aclose()
 
 
