@@ -1,19 +1,39 @@
 """The lines that README.md adds to an existing nginx make it route by user."""
 
+import hashlib
 import re
+import shutil
+import subprocess
 from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from tests.nginx.conftest import USERS
 from tests.nginx.own import own_nginx
 from tests.stack.nginx import SHIPPED
+from whoami_router.check.findings import NOTE, WRONG
+from whoami_router.check.nginx import look
+from whoami_router.settings import Tcp
 
 README = Path(__file__).parents[2] / "README.md"
+INSTALL = README.parent / "docs/install.md"
+COPIED = {
+    "snippets/whoami_router.conf",
+    "snippets/route_by_user.conf",
+    "snippets/debug_headers.conf",
+    "conf.d/maps.conf",
+}
+
+
+def documented_lines(document):
+    [block] = re.findall(r"```diff\n(.*?)```", document.read_text(), flags=re.DOTALL)
+    return block
 
 
 def documented_configuration(addresses):
     """Return the block of README.md with the added lines in it, and other addresses."""
-    [block] = re.findall(r"```diff\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    block = documented_lines(README)
     assert all(line[0] in "+ " for line in block.splitlines())
     text = "\n".join(line[1:] for line in block.splitlines())
     for documented, address in addresses.items():
@@ -42,6 +62,8 @@ def readme_nginx(router, pools, *, copied, main="", edits=()):
             "127.0.0.1:9009": router.address,
             "127.0.0.1:8083": pools["sync-1"].address,
             "127.0.0.1:8084": pools["sync-2"].address,
+            "/var/log/nginx/synapse.log": "/dev/stdout",
+            "/var/log/nginx/error.log": "stderr",
         }
     )
     with own_nginx(http, main=main, files=files) as running:
@@ -68,14 +90,71 @@ def each_user_has_a_worker(client):
 
 
 def test_documented_lines_route_each_user_to_one_worker(router, pools):
-    copied = set(named_files(section("Add it to your nginx"))) & {
-        "snippets/whoami_router.conf",
-        "snippets/route_by_user.conf",
-        "snippets/debug_headers.conf",
-        "conf.d/maps.conf",
-    }
-    with readme_nginx(router, pools, copied=copied) as (client, _):
+    copied = COPIED & {*named_files(section("Add it to your nginx"))}
+    with readme_nginx(router, pools, copied=copied) as (client, directory):
         each_user_has_a_worker(client)
+        client.get("/_matrix/client/v3/sync?since=1&access_token=hidden")
+        log = (directory / "log").read_text()
+    assert log.count("source=whoami upstream=127.0.0.1:") == 3 * len(USERS)
+    assert '"GET /_matrix/client/v3/sync" 200 ' in log
+    assert "hidden" not in log
+
+
+def debians_nginx(directory):
+    """Copy what Debian's package brings; skips where that is not here, or was changed."""
+    asked = ["dpkg-query", "--show", "--showformat", "${Conffiles}", "nginx-common"]
+    if shutil.which("dpkg-query") is None:
+        pytest.skip("this is no Debian")
+    conffiles = subprocess.run(asked, check=True, capture_output=True, text=True).stdout
+    for line in conffiles.splitlines():
+        file, md5 = line.split()[:2]
+        name = Path(file).relative_to("/etc")
+        if name.parts[0] != "nginx":
+            continue
+        text = Path(file).read_bytes()
+        if hashlib.md5(text, usedforsecurity=False).hexdigest() != md5:
+            pytest.skip(f"{file} is not as Debian has it")
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_bytes(text.replace(b"/etc/", f"{directory}/".encode()))
+    # What the package's script makes.
+    (directory / "nginx/sites-enabled").mkdir()
+    (directory / "nginx/sites-enabled/default").symlink_to("../sites-available/default")
+    return directory / "nginx"
+
+
+# The notes are about headers, which each has in their own way.
+@pytest.mark.parametrize(
+    ("left_out", "words"),
+    [
+        (None, []),
+        ("access_log /var/log", ["this log shows access tokens"]),
+        ("error_log /var/log", ["at level error nginx quotes"]),
+    ],
+)
+def test_check_finds_nothing_wrong_with_debians_nginx_and_the_documented_lines(
+    tmp_path, left_out, words
+):
+    nginx = debians_nginx(tmp_path)
+    for file in COPIED:
+        (nginx / file).parent.mkdir(exist_ok=True)
+        shutil.copy(SHIPPED / file, nginx / file)
+    lines = documented_configuration({}).splitlines()
+    kept = [line for line in lines if left_out is None or left_out not in line]
+    (nginx / "conf.d/synapse.conf").write_text("\n".join(kept))
+    found = look(nginx / "nginx.conf", whoami_timeout=2.0, listen=Tcp("127.0.0.1", 9009))
+    problems = [
+        each.what
+        for each in found
+        if each.status == WRONG or (each.status == NOTE and "token" in each.what)
+    ]
+    assert len(problems) == len(words)
+    assert all(each.startswith(begin) for each, begin in zip(problems, words, strict=True))
+
+
+def test_documents_add_the_same_lines():
+    listening = "server unix:/run/whoami-router-1/sock;"
+    lines = documented_lines(README).replace("server 127.0.0.1:9009;", listening)
+    assert lines == documented_lines(INSTALL)
 
 
 def test_documented_steps_switch_the_edge_cache_on(router, pools):
