@@ -64,7 +64,7 @@ def test_both_listeners_may_be_inherited(tmp_path, synapse_url):
             assert statuses("{}:{}".format(*other.getsockname())) == ADMIN
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_ends_both_and_leaves_no_socket(tmp_path, synapse_url, number):
     path = tmp_path / "admin"
     options = ("--admin-listen", f"unix:{path}")
@@ -131,6 +131,7 @@ def test_status_page_may_load_nothing_and_be_framed_nowhere(tmp_path, synapse_ur
     )
     assert policy["default-src"] == "'none'"
     assert policy["connect-src"] == "'self'"
+    assert "unsafe" not in policy["script-src"]
     assert policy["frame-ancestors"] == "'none'"
     shipped = Path(__file__).parents[1] / "whoami_router/status.html"
     assert response.content == shipped.read_bytes()

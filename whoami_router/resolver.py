@@ -368,10 +368,18 @@ def _log(key: bytes, resolution: Resolution) -> None:
             "resolved",
             extra={
                 "fingerprint": key.hex()[:12],
-                "identifier": resolution.identifier,
+                "identifier": _shown(resolution.identifier),
                 "source": resolution.source.value,
             },
         )
+
+
+def _shown(identifier: str | None) -> str | None:
+    """Return a user's identifier, or as much of a fingerprint as the log has of others."""
+    if identifier is None or ":" not in identifier:
+        return identifier
+    kind, _, digits = identifier.partition(":")
+    return f"{kind}:{digits[:12]}"
 
 
 def _decode(token: bytes) -> Resolution | None:

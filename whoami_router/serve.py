@@ -39,6 +39,8 @@ def serve(settings: Settings) -> None:
             f"--admin-listen: {settings.listen} is that of --listen; leave the option out to have "
             "both in one place."
         )
+    # What a terminal that closes sends: an end like the others.
+    signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     with ExitStack() as stack:
         listener = stack.enter_context(_opened("--listen", settings.listen))
         admin = None

@@ -137,6 +137,15 @@ async def test_debug_log_tells_decisions_but_no_token(resolver, lookup, caplog):
     assert "very-secret" not in logged.text(caplog)
 
 
+async def test_debug_log_has_a_dozen_digits_of_a_fingerprint(resolver, lookup, caplog):
+    caplog.set_level(logging.DEBUG)
+    lookup.failure = WhoamiUnavailable("away")
+    await resolver.resolve(b"very-secret", CALLER)
+    digits = hashlib.sha256(b"very-secret").hexdigest()
+    assert f"sha256:{digits[:12]}" in logged.text(caplog)
+    assert digits[:13] not in logged.text(caplog)
+
+
 async def test_lookups_start_one_by_one_so_that_others_get_their_turn(make_resolver, lookup):
     resolver = make_resolver(max_lookups=20)
     lookup.gate.clear()
