@@ -14,7 +14,7 @@ from tests.stack.nginx import keep_within
 from tests.stack.process import Process, accepts, free_port
 
 ROOT = Path(__file__).parents[1]
-BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE", "whoami_router", "nginx", "deploy")
+BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE", "whoami_router", "nginx", "deploy", "docs")
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
 
 
@@ -132,3 +132,11 @@ def test_units_and_what_monitors_come_with_it(source, environment):
     shared = environment / "share/whoami-router"
     for name in ("systemd", "prometheus", "grafana", "mtail"):
         assert files(shared / name) == files(source / "deploy" / name) != {}
+
+
+def test_documents_come_with_it(source, environment):
+    """The runbooks of the alerts are there, with the pictures that they show."""
+    documents = files(source / "docs")
+    expected = {name: text for name, text in documents.items() if name.endswith((".md", ".svg"))}
+    assert files(environment / "share/whoami-router/docs") == expected
+    assert "operate.md" in expected
