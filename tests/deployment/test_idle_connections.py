@@ -7,7 +7,7 @@ import pytest
 
 from tests.stack.nginx import POOLS, SHIPPED
 from tests.stack.synapse import PYTHON
-from whoami_router import whoami
+from whoami_router import server
 
 
 @pytest.fixture(scope="module")
@@ -25,4 +25,4 @@ def test_nginx_gives_up_idle_connections_before_synapse(idle_seconds_of_synapse)
 
 
 def test_router_gives_up_idle_connections_before_synapse(idle_seconds_of_synapse):
-    assert idle_seconds_of_synapse > whoami._KEEPALIVE_SECONDS
+    assert idle_seconds_of_synapse > server._KEEPALIVE_SECONDS
