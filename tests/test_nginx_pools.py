@@ -308,6 +308,29 @@ def test_pool_that_asks_and_is_not_hashed_by_user_is_noted_beside_the_others(loo
     assert forgotten.startswith("forgotten has no hash line")
 
 
+UNREADABLE = [
+    ("server b weight=0;", "weight of 1 or more"),
+    ("server b weight=20000;", "20,000 in all"),
+    ("server b oops;", "no parameter oops"),
+    ("server;", "needs host:port"),
+    ("server b; server c backup;", "refuses backup"),
+    ("", "has no server"),
+]
+
+
+@pytest.mark.parametrize(("lines", "reason"), UNREADABLE)
+def test_pool_that_cannot_be_read_is_noted_beside_the_others(look, lines, reason):
+    found = look(
+        f"{KEY} upstream good {{ hash $sync_routing_key consistent; {SERVERS} }}"
+        f"upstream bad {{ hash $sync_routing_key consistent; {lines} }} server {{ {ASKS}"
+        "location /a { proxy_pass http://good; } location /b { proxy_pass http://bad; } }"
+    )
+    assert named(found) == {"good": ((), ("location /a",))}
+    [note] = found.notes
+    assert reason in note
+    assert "own.conf:" in note
+
+
 ONLY = [
     (["synapse_initial_sync"], ["synapse_initial_sync"], []),
     (
@@ -365,6 +388,9 @@ BAD_LINES = [
     "a b",
     "a WEIGHT=2",
     "a down=1",
+    "a;",
+    "a weight=2;",
+    'a "b"',
 ]
 
 

@@ -347,6 +347,10 @@ MISTAKES = [
     (["--distribution", "-", "--nginx-conf", NGINX, "--add", C], "Name it by --pool", 2),
     (["--distribution", "-", "--nginx-conf", NGINX, "--remove", "x"], "No pool has x; the", 2),
     (["--distribution", "-", "--nginx-conf", NGINX, "--add", "a b"], "no parameter b", 2),
+    *(
+        (["--distribution", "-", "--nginx-conf", NGINX, "--add", text], "none of ; { }", 2)
+        for text in ("foo;bar", "foo{", "foo}", '"foo"', "'foo'", "foo weight=2;", "foo route=;")
+    ),
     (["--distribution", "-", "--nginx-conf", NGINX, "--weight", "a"], "needs SERVER=N", 2),
     (["--distribution", "-", "--nginx-conf", NGINX, "--weight", "a=0"], "weight of 1 or more", 2),
     (

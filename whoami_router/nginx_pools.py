@@ -32,6 +32,9 @@ _URI = re.compile(
     r"(?:/|\$(?:request_uri|uri|is_args|args)\b|\$\{(?:request_uri|uri)\}).*", re.DOTALL
 )
 
+# In nginx's files these are no part of a word.
+_SPECIAL = set(";{}\"'")
+
 # nginx takes more, and 160 points of memory for each.
 HEAVIEST = 10_000
 
@@ -125,6 +128,8 @@ def server(words: Sequence[str]) -> Server:
     """
     if not words:
         raise ValueError("needs host:port or unix:/path")
+    if any(set(word) & _SPECIAL for word in words):
+        raise ValueError("needs host:port or unix:/path, and none of ; { } or quotes")
     text, *parameters = words
     weight = 1
     for parameter in parameters:
@@ -319,7 +324,7 @@ def _assigned(location: Location) -> Iterator[tuple[str, str | None]]:
 def _pools(upstream: Directive, source: _Source, destination: _Destination) -> list[Pool]:
     """Return the upstream as a pool, once for each way in which it is hashed by user.
 
-    Raises _NotByUser, and NoAnswer where nginx would refuse the file.
+    Raises _NotByUser, also where nginx would refuse the upstream.
     """
     name = upstream.args[0]
     method = next((one for one in reversed(upstream.children) if one.name in _METHODS), None)
@@ -392,7 +397,12 @@ def _ways(
 
 
 def _servers(upstream: Directive) -> tuple[Server, ...]:
-    """Return the servers of an upstream; raises NoAnswer or _NotByUser."""
+    """Return the servers of an upstream; raises _NotByUser."""
+
+    def unreadable(reason: str) -> _NotByUser:
+        # nginx refuses the file. But the other pools are as they are written.
+        return _NotByUser(reason, unexpected=True)
+
     name = upstream.args[0]
     servers = []
     hashed = False
@@ -411,16 +421,16 @@ def _servers(upstream: Directive) -> tuple[Server, ...]:
             servers.append(server(line.args))
         except ValueError as exc:
             text = line.args[0] if line.args else "without a name"
-            raise NoAnswer(f"{line.place}: server {text} {exc}.") from exc
+            raise unreadable(f"{line.place}: server {text} {exc}.") from exc
         if hashed and servers[-1].backup:
-            raise NoAnswer(
+            raise unreadable(
                 f"{line.place}: nginx refuses backup after a hash line. Move the hash line to the "
                 f"end of {name}, or delete backup."
             )
     if all(one.backup for one in servers):
-        raise NoAnswer(f"{upstream.place}: {name} has no server, and nginx refuses that.")
+        raise unreadable(f"{upstream.place}: {name} has no server, and nginx refuses that.")
     try:
         refuse_heavy(servers)
     except ValueError as exc:
-        raise NoAnswer(f"{upstream.place}: {name} {exc}.") from exc
+        raise unreadable(f"{upstream.place}: {name} {exc}.") from exc
     return tuple(servers)
