@@ -146,7 +146,6 @@ def test_only_the_parts_that_are_named_are_looked_at(router, synapse_url):
         (["--only", "token"], "--token-file"),
         (["--only", "nginx"], "--nginx-conf"),
         (["--only", "everything"], "--only"),
-        (["--nginx-conf", "/missing"], "--nginx-conf"),
         (["--listen", "9009"], "--listen"),
     ],
 )
@@ -296,35 +295,114 @@ def test_token_that_names_another_user_is_noted(synapse, synapse_url, token_file
         (b"a" * 1_000_000, "no access token"),
     ],
 )
-def test_file_without_a_token_is_one_line_that_does_not_quote_it(token_file, content, word):
-    finished = check("--only", "token", "--token-file", token_file(content))
-    assert finished.returncode == 2
-    assert finished.stderr.count("\n") == 1
-    assert word in finished.stderr
-    assert "very-secret" not in finished.stderr
+def test_file_without_a_token_is_wrong_and_not_quoted(synapse_url, token_file, content, word):
+    given = ("--only", "token", "--synapse-url", synapse_url)
+    finished = check(*given, "--token-file", token_file(content))
+    line = one_wrong(finished)
+    assert word in line
+    assert str(token_file(content)) in line
+    assert "very-secret" not in finished.stdout
 
 
-def test_standard_input_that_is_closed_is_one_line():
+def test_standard_input_that_is_closed_is_said():
     finished = subprocess.run(
-        ["sh", "-c", f"{sys.executable} -m whoami_router check --token-file - <&-"],
+        ["sh", "-c", f"{sys.executable} -m whoami_router check --only token --token-file - <&-"],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert finished.returncode == 2
-    assert finished.stderr.count("\n") == 1
-    assert "cannot be read" in finished.stderr
+    assert "cannot be read" in one_wrong(finished)
 
 
 def test_file_without_an_end_is_not_read_to_it():
-    assert "no access token" in check("--token-file", "/dev/zero").stderr
+    finished = check("--only", "token", "--token-file", "/dev/zero")
+    assert "no access token" in one_wrong(finished)
 
 
-def test_file_that_cannot_be_read_is_one_line(tmp_path):
+def test_file_that_cannot_be_read_is_wrong(tmp_path):
     for path in (tmp_path, tmp_path / "missing"):
-        finished = check("--token-file", path)
-        assert finished.returncode == 2
-        assert "cannot be read" in finished.stderr
+        line = one_wrong(check("--only", "token", "--token-file", path))
+        assert "cannot be read" in line
+        assert f"{path}" in line
+
+
+def test_files_that_cannot_be_read_keep_nothing_else_from_being_looked_at(
+    router, synapse_url, tmp_path
+):
+    given = ("--synapse-url", synapse_url, "--listen", router.address)
+    missing = ("--token-file", tmp_path / "none", "--nginx-conf", tmp_path / "none.conf")
+    finished = check(*given, *missing, "--json")
+    assert (finished.returncode, finished.stderr) == (1, "")
+    findings = json.loads(finished.stdout)["findings"]
+    assert [(one["part"], one["status"]) for one in findings] == [
+        ("synapse", "ok"),
+        ("token", "wrong"),
+        *[("router", "ok")] * 3,
+        ("nginx", "wrong"),
+    ]
+    assert all(one["remedy"] for one in findings if one["status"] == "wrong")
+
+
+def test_file_is_read_only_for_the_parts_that_use_it(router, tmp_path):
+    given = ("--listen", router.address, "--token-file", tmp_path / "none")
+    assert "cannot be read" in one_wrong(check("--only", "router", *given))
+    assert "cannot be read" not in check("--only", "synapse", *given).stdout
+
+
+@pytest.mark.parametrize("path", ["none.conf", "", "link"])
+def test_configuration_that_cannot_be_read_is_wrong(tmp_path, path):
+    (tmp_path / "link").symlink_to("nowhere")
+    line = one_wrong(check("--only", "nginx", "--nginx-conf", tmp_path / path))
+    assert "cannot read" in line
+
+
+TOKENS_FOR_FILES = [
+    NATIVE.decode(),
+    "mat_aGVsbG8gd29ybGQ",
+    "mct_aGVsbG8",
+    "syt_YS8/Yg_random",
+    "Bearer syt_YS8/Yg_random",
+    SECRET,
+    "MDAxOGxvY2F0aW9u/IGxvY2Fs",
+]
+
+
+@pytest.mark.parametrize("token", TOKENS_FOR_FILES)
+def test_token_in_place_of_its_file_is_not_repeated(token):
+    finished = check("--only", "token", "--token-file", token)
+    assert "the file given by --token-file cannot be read" in one_wrong(finished)
+    for part in (token, token.removeprefix("Bearer ")[:8]):
+        assert part not in finished.stdout + finished.stderr
+
+
+def test_file_named_like_a_token_is_not_named(tmp_path):
+    name = tmp_path / "syt_secret_name"
+    name.touch()
+    finished = check("--only", "token", "--token-file", name)
+    assert "the file given by --token-file is empty" in one_wrong(finished)
+
+
+URLS_WITH_PASSWORDS = [
+    "http://admin:hunter2@127.0.0.1:8008",
+    "http://admin:hunter2/@/x@host",
+    "admin:hunter2@host:8008",
+    "http://hunter2@host",
+]
+
+
+@pytest.mark.parametrize("url", URLS_WITH_PASSWORDS)
+@pytest.mark.parametrize("command", ["check", "serve"])
+def test_password_in_a_url_is_not_repeated(command, url):
+    finished = subprocess.run(
+        [sys.executable, "-m", "whoami_router", command, "--synapse-url", url],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert finished.returncode == 2
+    assert "hunter2" not in finished.stdout + finished.stderr
+    assert f"...@{url.rpartition('@')[2]}' needs http://host:port" in finished.stderr
 
 
 def test_file_that_others_may_read_is_noted(synapse_url, token_file):

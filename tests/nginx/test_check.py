@@ -1,20 +1,27 @@
 """What ``whoami-router check`` finds in nginx's files: nothing in ours, and each trap in others."""
 
+import grp
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from starlette.responses import Response
 
+from tests.fake_synapse import served
+from tests.nginx.conftest import USERS, FakeRouter
 from tests.nginx.edge import TRUSTED_PROXY
 from tests.nginx.test_migration import OURS, before
 from tests.nginx.test_readme import documented_configuration
 from tests.nginx.test_traps import (
+    SLIDING,
     SYNC,
     TRAPS,
     Setting,
@@ -25,12 +32,13 @@ from tests.nginx.test_traps import (
     router_is_asked_over_one_connection,
 )
 from tests.stack.nginx import ACCESS_LOG, DEBUG_HEADERS, EDGE_CACHE, SHIPPED, SINGLE_SIGN_ON
-from whoami_router.check.findings import OK, WRONG
+from tests.stack.router import Router
+from whoami_router.check.findings import NOTE, OK, WRONG
 from whoami_router.check.nginx import look
-from whoami_router.settings import Inherited, Tcp, Unix
+from whoami_router.settings import Inherited, Tcp, Unix, parse_listen
 
 ROOT = SHIPPED.parent
-LISTEN = Tcp("127.0.0.1", 9009)
+LISTEN = "127.0.0.1:9009"
 
 ROUTER = "snippets/whoami_router.conf"
 ROUTE = "snippets/route_by_user.conf"
@@ -45,16 +53,39 @@ SERVER = "conf.d/synapse.conf"
 CLIENTS = "conf.d/clients.conf"
 
 
-@pytest.fixture
-def found(tmp_path):
-    """Return a function: what is found in the shipped files with edits, but for what is right."""
+@pytest.fixture(scope="module")
+def asked():
+    """Return the address of what answers as whoami-router does."""
+    answer = Response(status_code=204, headers={"X-User-Identifier-Source": "none"})
+    with served(FakeRouter(answer)) as address:
+        yield address
 
-    def found(*edits, listen=LISTEN, whoami_timeout=2.0):
+
+@pytest.fixture
+def shipped(tmp_path, asked):
+    """Return a copy of the shipped files that has the router where one is."""
+    files = shutil.copytree(SHIPPED, tmp_path / "shipped")
+    upstreams = files / UPSTREAMS
+    upstreams.write_text(upstreams.read_text().replace(LISTEN, asked))
+    return files
+
+
+@pytest.fixture
+def found(tmp_path, asked):
+    """Return a function: what is found in the shipped files with edits, but for what is right.
+
+    The router that they name is moved to ``at`` where one is.
+    """
+
+    def found(*edits, listen=None, whoami_timeout=2.0, at=asked):
         files = shutil.copytree(SHIPPED, tmp_path / "nginx", dirs_exist_ok=True)
         for file, old, new in edits:
             text = (files / file).read_text()
             assert old in text, (file, old)
             (files / file).write_text(text.replace(old, new))
+        for file in (UPSTREAMS, ROUTER):
+            (files / file).write_text((files / file).read_text().replace(LISTEN, at))
+        listen = listen or parse_listen(at)
         findings = look(files / "nginx.conf", whoami_timeout=whoami_timeout, listen=listen)
         return [one for one in findings if one.status != OK]
 
@@ -83,8 +114,8 @@ def test_nothing_is_found_in_the_shipped_files(found, edits):
     assert found(*edits) == []
 
 
-def test_what_is_right_is_said():
-    said = [one.what for one in look(SHIPPED / "nginx.conf", whoami_timeout=2, listen=None)]
+def test_what_is_right_is_said(shipped):
+    said = [one.what for one in look(shipped / "nginx.conf", whoami_timeout=2, listen=None)]
     assert any("is asked, and fails open" in what for what in said)
     assert any("synapse_sync (2 servers)" in what for what in said)
     assert any("no log shows" in what for what in said)
@@ -97,9 +128,10 @@ def test_nothing_is_wrong_with_the_files_of_compose(tmp_path):
     findings = look(
         files / "nginx.conf", whoami_timeout=2, listen=Unix(Path("/sockets/router.sock"))
     )
-    assert [one.what for one in findings if one.status != OK] == [
-        "one server only, nothing to choose: synapse_initial_sync"
-    ]
+    in_container, one_server = [one for one in findings if one.status != OK]
+    assert in_container.status == NOTE
+    assert "unix:/sockets/router.sock cannot be told from here" in in_container.what
+    assert one_server.what == "one server only, nothing to choose: synapse_initial_sync"
 
 
 def written(directory, http, *, main="", files=OURS):
@@ -114,9 +146,21 @@ def written(directory, http, *, main="", files=OURS):
     return path
 
 
-def found_in(directory, http, **more):
-    path = written(directory, http, **more)
-    return [one for one in look(path, whoami_timeout=2.0, listen=LISTEN) if one.status != OK]
+@pytest.fixture(scope="module")
+def found_in(asked):
+    """Return a function: what is found in a configuration whose router is where one is."""
+
+    def found_in(directory, http, **more):
+        for address in (LISTEN, OWN_ROUTER):
+            http = http.replace(f"server {address};", f"server {asked};")
+        path = written(directory, http, **more)
+        findings = look(path, whoami_timeout=2.0, listen=parse_listen(asked))
+        return [one for one in findings if one.status != OK]
+
+    return found_in
+
+
+OWN_ROUTER = "unix:/run/whoami-router/sock"
 
 
 README = documented_configuration({})
@@ -125,13 +169,13 @@ README_FILES = OURS | {
 }
 
 
-def test_nothing_is_wrong_with_the_lines_of_the_readme(tmp_path):
+def test_nothing_is_wrong_with_the_lines_of_the_readme(found_in, tmp_path):
     findings = found_in(tmp_path, README, files=README_FILES)
     assert [one for one in findings if one.status == WRONG] == []
     assert all(one.remedy for one in findings)
 
 
-def test_nothing_is_wrong_with_the_edge_cache_of_the_readme(tmp_path):
+def test_nothing_is_wrong_with_the_edge_cache_of_the_readme(found_in, tmp_path):
     file, old, new = EDGE_CACHE
     files = README_FILES | {file: README_FILES[file].replace(old, new)}
     good = found_in(tmp_path, README, files=files, main="worker_rlimit_nofile 20000;")
@@ -140,7 +184,7 @@ def test_nothing_is_wrong_with_the_edge_cache_of_the_readme(tmp_path):
     assert without.remedy.startswith("worker_rlimit_nofile 16512")
 
 
-def test_unrelated_servers_are_none_of_its_business(tmp_path):
+def test_unrelated_servers_are_none_of_its_business(found_in, tmp_path):
     unrelated = """
         upstream blog { server 127.0.0.1:1; server 127.0.0.1:2; }
         map $host $site { default nowhere; }
@@ -193,10 +237,29 @@ def two(port, other):
 TWO_ROUTERS = (
     UPSTREAMS,
     "    server 127.0.0.1:9009;\n",
-    "    server 127.0.0.1:9009;\n    server 127.0.0.1:9010;\n",
+    "    server 127.0.0.1:9009;\n    server 127.0.0.1:9009 max_fails=0;\n",
 )
 HASH = "    hash $token_routing_key consistent;"
 SECOND = "    hash $routing_key consistent;  # (!)"
+
+LISTEN_LINE = f"server {LISTEN};"
+SATISFY_ANY = (
+    "    location @by_user {\n",
+    "    location @by_user {\n        satisfy any;\n        allow all;\n",
+)
+# Beside the location that asks, another one that does not.
+ANOTHER = """
+    location WHERE {
+        include snippets/proxy.conf;
+        proxy_pass http://synapse_sync;
+    }
+    location @by_user {
+"""
+
+
+def another(where):
+    return [(SERVER, "    location @by_user {\n", ANOTHER.replace("WHERE", where))]
+
 
 KEPT_FIRST = [
     (UPSTREAMS, "    keepalive 32;\n    keepalive_timeout 60s;", "    keepalive_timeout 60s;"),
@@ -214,9 +277,28 @@ CHANGES = [
     # Whom nginx asks.
     ([(ROUTER, "whoami_router/resolve;", "whoami_router/;")], "wrong", "/resolve only", ROUTER),
     ([(ROUTER, "http://whoami_router/", "https://whoami_router/")], "wrong", "no TLS", ROUTER),
-    ([(ROUTER, "http://whoami_router/", "http://127.0.0.1:9009/")], "wrong", "upstream", ROUTER),
-    ([(UPSTREAMS, "server 127.0.0.1:9009;", "server 127.0.0.1:9;")], "note", "above", ROUTER),
+    ([(ROUTER, "http://whoami_router/", f"http://{LISTEN}/")], "wrong", "upstream", ROUTER),
+    (
+        [(UPSTREAMS, "server 127.0.0.1:9009;", "server 127.0.0.1:9;")],
+        "wrong",
+        "nobody listens",
+        None,
+    ),
     ([(ROUTE, "auth_request /_whoami", "auth_request /_who")], "wrong", "no location", ROUTE),
+    ([(UPSTREAMS, "server 127.0.0.1:9009;", "server 127.0.0.1:9 down;")], "note", "above", ROUTER),
+    (
+        [(UPSTREAMS, LISTEN_LINE, f"{LISTEN_LINE}\n    server 127.0.0.1:9;")],
+        "wrong",
+        "127.0.0.1:9: nobody listens there: one process less",
+        UPSTREAMS,
+    ),
+    (
+        [(UPSTREAMS, LISTEN_LINE, "server unix:/run/whoami-router-none/sock;")],
+        "wrong",
+        "there is no such socket: every request goes by its token",
+        UPSTREAMS,
+    ),
+    ([(SERVER, *SATISFY_ANY)], "wrong", "asks nobody", SERVER),
     # What it is told.
     ([(ROUTER, "$http_authorization;", '"";')], "wrong", "Authorization", ROUTER),
     ([(ROUTER, "URI  $request_uri;", "URI $uri$is_args$args;")], "wrong", "query", ROUTER),
@@ -293,7 +375,7 @@ CHANGES = [
         "one server only",
         None,
     ),
-    ([(ROUTES, "    sync              1;\n", "")], "wrong", "without its user", SERVER),
+    ([(ROUTES, "    sync              1;\n", "")], "wrong", "without their user", SERVER),
     ([(UPSTREAMS, *two(8106, 1)), (ROUTES, "    pagination  ", "#")], "wrong", "room", UPSTREAMS),
     (
         [(UPSTREAMS, *two(8108, 1)), (ROUTES, "    federation_inbound $", "#")],
@@ -301,6 +383,10 @@ CHANGES = [
         "transactions",
         UPSTREAMS,
     ),
+    # Where nobody is asked.
+    (another("= /_matrix/client/v3/sync"), "wrong", "go to synapse_sync without", SERVER),
+    (another("= /_matrix/client/r0/sync"), "wrong", "goes to synapse_sync without its", SERVER),
+    (another("~ simplified_msc3575/sync$"), "wrong", "a sliding sync (POST", SERVER),
     # Too early.
     (
         EARLY,
@@ -397,6 +483,9 @@ BROKEN = [
         each_user_keeps_its_worker(SYNC),
     ),
     (EARLY, each_user_keeps_its_worker(SYNC)),
+    ([(SERVER, *SATISFY_ANY)], each_user_keeps_its_worker(SYNC)),
+    (another("= /_matrix/client/v3/sync"), each_user_keeps_its_worker(SYNC)),
+    (another("~ simplified_msc3575/sync$"), each_user_keeps_its_worker(SLIDING)),
 ]
 
 
@@ -461,11 +550,8 @@ OWN = """
 """
 
 
-def test_complete_configuration_of_ones_own_is_right(tmp_path):
-    findings = found_in(tmp_path, OWN, files={})
-    assert [one.what for one in findings] == [
-        "nginx asks unix:/run/whoami-router/sock, and the router looked at above is 127.0.0.1:9009"
-    ]
+def test_complete_configuration_of_ones_own_is_right(found_in, tmp_path):
+    assert found_in(tmp_path, OWN, files={}) == []
 
 
 HEADERS = OWN[
@@ -476,6 +562,9 @@ IDENTIFIERS = """\
         proxy_set_header X-User-Identifier "";
         proxy_set_header X-User-Identifier-Source "";
 """
+
+# Names and addresses that are nobody's here.
+UNTOLD = "cannot be told from here"
 
 # Changes to it, and what is found, the first first.
 OWN_CHANGES = [
@@ -536,15 +625,174 @@ OWN_CHANGES = [
 @pytest.mark.parametrize(
     ("old", "new", "words"), OWN_CHANGES, ids=[new or old for old, new, _ in OWN_CHANGES]
 )
-def test_what_is_half_done_is_found(tmp_path, old, new, words):
+def test_what_is_half_done_is_found(found_in, tmp_path, old, new, words):
     assert old in OWN
     findings = found_in(tmp_path, OWN.replace(old, new, 1), files={})
-    said = [one.what for one in findings if "looked at above" not in one.what]
+    said = [one.what for one in findings if "looked at" not in one.what and UNTOLD not in one.what]
     for word in words:
         assert any(word in what for what in said), said
     if not words:
         assert said == []
     assert all(one.remedy for one in findings if one.status == WRONG)
+
+
+# A second server, and other locations, that pass requests to the workers of OWN.
+TWO = "server a; server b;"
+SSO = "location = /sso { proxy_pass http://127.0.0.1:4180; }"
+ROOMS = "location / { proxy_pass http://rooms; }"
+NOT_ASKED = [
+    ("server { listen 8449; location / { proxy_pass http://workers; } }", WRONG),
+    ("server { location /_matrix/client/r0/sync { proxy_pass http://workers; } }", WRONG),
+    ("server { location ~ /sync$ { set $to workers; proxy_pass http://$to; } }", WRONG),
+    (
+        f"server {{ {SSO} location / {{ auth_request /sso; proxy_pass http://workers; }} }}",
+        WRONG,
+    ),
+    ("server { location /_matrix/client/v3/keys/ { proxy_pass http://workers; } }", NOTE),
+    ("server { location ~ ^/_matrix/client/versions$ { proxy_pass http://workers; } }", NOTE),
+    ("server { location / { return 301 https://$host$request_uri; } }", None),
+    (
+        "upstream one { hash $key; server a; } server { location / { proxy_pass http://one; } }",
+        None,
+    ),
+    (
+        f"upstream rooms {{ hash $uri; {TWO} }} server {{ {ROOMS} }}",
+        None,
+    ),
+]
+
+
+@pytest.mark.parametrize(("more", "status"), NOT_ASKED, ids=[more for more, _ in NOT_ASKED])
+def test_pool_of_the_users_is_reached_from_nowhere_without_them(found_in, tmp_path, more, status):
+    said = found_in(tmp_path, OWN + more, files={})
+    assert [one.status for one in said] == ([] if status is None else [status])
+    for one in said:
+        assert "without its user" in one.what
+        assert one.remedy
+        assert one.place
+
+
+@pytest.mark.parametrize(
+    ("pool", "status"), [("workers", WRONG), ("others", NOTE), ("127.0.0.1:8008", None)]
+)
+def test_sliding_sync_without_its_user_is_wrong_in_the_pool_of_syncs(
+    found_in, tmp_path, pool, status
+):
+    others = "upstream others { server a; server b; }"
+    own = OWN.replace("http://127.0.0.1:8008", f"http://{pool}")
+    findings = found_in(tmp_path, others + own, files={})
+    said = [one for one in findings if "without its user" in one.what]
+    assert [one.status for one in said] == ([] if status is None else [status])
+    assert all("a sliding sync (POST" in one.what for one in said)
+
+
+@pytest.mark.parametrize("where", ["http", "server", "location"])
+def test_satisfy_any_is_wrong_where_it_counts_and_somebody_is_asked(found_in, tmp_path, where):
+    opening = {
+        "http": "upstream router",
+        "server": "listen 8448;",
+        "location": "auth_request /who;",
+    }
+    line = opening[where]
+    finding = only(found_in(tmp_path, OWN.replace(line, f"satisfy any; {line}", 1), files={}))
+    assert (finding.status, finding.remedy) == (WRONG, "satisfy all;")
+    all_again = (
+        f"satisfy any; {OWN.replace('auth_request /who;', 'satisfy all; auth_request /who;')}"
+    )
+    assert found_in(tmp_path, all_again, files={}) == []
+
+
+# Whom nginx reaches.
+
+
+AWAY = [
+    ("127.0.0.1:9", WRONG, "nobody listens there"),
+    ("unix:/run/none/sock", WRONG, "no such socket"),
+    ("unix:/bin/sh", WRONG, "is a file, but no socket"),
+    ("unix:/of-a-container/sock", NOTE, UNTOLD),
+    ("nobody.invalid:9009", NOTE, UNTOLD),
+]
+
+
+@pytest.mark.parametrize(("address", "status", "words"), AWAY)
+def test_address_where_no_router_answers_is_found(found, address, status, words):
+    finding = only(found((UPSTREAMS, LISTEN, address), listen=Inherited(3)))
+    assert finding.status == status
+    assert words in finding.what
+    assert finding.remedy
+
+
+def test_remedy_for_an_address_where_nobody_listens_is_that_of_the_router(found, asked):
+    finding = only(found((UPSTREAMS, LISTEN, "127.0.0.1:9")))
+    assert f"server {asked};" in finding.remedy
+
+
+def test_something_else_in_the_place_of_the_router_is_found(found):
+    with served(FakeRouter()) as other:
+        finding = only(found((UPSTREAMS, LISTEN, other), listen=parse_listen(other)))
+    assert "which is no whoami-router: it answered 204" in finding.what
+
+
+def test_router_that_hangs_is_found(found, hung_address):
+    finding = only(found((UPSTREAMS, LISTEN, hung_address), listen=Inherited(3)))
+    assert "did not answer within" in finding.what
+
+
+@pytest.fixture
+def socket_of_router(tmp_path_factory, pools):
+    """Return the path of a socket, in a directory of its own, at which a router listens."""
+    with TemporaryDirectory(prefix="wr-site-") as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        (directory / "run").mkdir()
+        path = directory / "run/sock"
+        log = tmp_path_factory.mktemp("router")
+        with Router(log, f"http://{pools['main'].address}", listen=f"unix:{path}"):
+            yield path
+
+
+NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="nginx has no other user")
+
+WORKERS = "worker_processes auto;"
+
+# The owner and mode of the socket and of its directory, the line for nginx's user, and who is let
+# in, by the group or by anybody's right.
+RIGHTS = [
+    ("", None, 0o600, None, 0o755, "sock"),
+    ("user www-data;", None, 0o600, None, 0o755, "sock"),
+    ("user www-data;", "www-data", 0o640, None, 0o755, "sock"),
+    ("user www-data;", None, 0o666, None, 0o700, "run"),
+    ("user nobody www-data;", None, 0o660, "www-data", 0o750, "sock"),
+    ("user nobody www-data;", "www-data", 0o660, "www-data", 0o750, None),
+    ("user www-data;", "www-data", 0o660, "www-data", 0o750, None),
+    ("", None, 0o666, None, 0o755, None),
+    ("user root;", None, 0o600, None, 0o700, None),
+]
+
+
+@NEEDS_ROOT
+@pytest.mark.parametrize(("user", "group", "mode", "above", "mode_above", "closed"), RIGHTS)
+def test_socket_that_is_closed_to_nginx_is_found(
+    found, make_site, socket_of_router, user, group, mode, above, mode_above, closed
+):
+    for path, name, bits in (
+        (socket_of_router, group, mode),
+        (socket_of_router.parent, above, mode_above),
+    ):
+        os.chown(path, 0, grp.getgrnam(name).gr_gid if name else 0)
+        path.chmod(bits)
+    line = ("nginx.conf", WORKERS, f"{user}\n{WORKERS}")
+    address = f"unix:{socket_of_router}"
+    findings = found(line, (UPSTREAMS, LISTEN, address), listen=parse_listen(address))
+    site = make_site(line, DEBUG_HEADERS, router_address=address)
+    named = site.get(SYNC, f"token-{USERS[0]}-0").headers.get("x-user-identifier")
+    assert (named == USERS[0]) == (closed is None)
+    if closed is None:
+        assert findings == []
+    else:
+        finding = only(findings)
+        assert f"/{closed} is closed" in finding.what
+        assert finding.remedy
 
 
 BEFORE = {
@@ -572,7 +820,7 @@ BEFORE = {
 
 
 @pytest.mark.parametrize(("http", "words"), BEFORE.values(), ids=BEFORE)
-def test_configuration_that_asks_nobody_is_told_only_that(tmp_path, http, words):
+def test_configuration_that_asks_nobody_is_told_only_that(found_in, tmp_path, http, words):
     findings = found_in(tmp_path, http, files=README_FILES)
     assert words in only(findings).what
 
@@ -589,7 +837,7 @@ def test_configuration_that_asks_nobody_is_told_only_that(tmp_path, http, words)
         max_size=4,
     )
 )
-def test_whatever_a_line_says_there_is_an_answer(tmp_path, changes):
+def test_whatever_a_line_says_there_is_an_answer(found_in, tmp_path, changes):
     lines = OWN.splitlines()
     for number, end in changes:
         if lines[number].strip() and not set("{}") & set(lines[number]):
@@ -613,12 +861,12 @@ def test_whatever_a_line_says_there_is_an_answer(tmp_path, changes):
         ("10.0.0.1:9009", Tcp("10.0.0.2", 9009), False),
         ("127.0.0.1:9009", Inherited(3), True),  # which nobody can know
         ("127.0.0.1:9009", Tcp("127.0.0.1", 0), True),
-        ("127.0.0.1:9009", None, True),
     ],
 )
 def test_another_router_than_the_one_looked_at_is_noted(found, server, listen, same):
     edit = (UPSTREAMS, "server 127.0.0.1:9009;", f"server {server};")
-    assert (found(edit, listen=listen) == []) == same
+    findings = found(edit, listen=listen, at=LISTEN)
+    assert any("looked at above" in one.what for one in findings) != same
 
 
 def test_timeouts_are_compared_with_each_other(found):
@@ -633,7 +881,7 @@ SERVER_WIDE = OWN.replace("auth_request /who;", "").replace(
 )
 
 
-def test_server_that_asks_for_all_its_locations_is_understood(tmp_path):
+def test_server_that_asks_for_all_its_locations_is_understood(found_in, tmp_path):
     """The auth location inherits it, and is not asked itself."""
     findings = found_in(tmp_path, SERVER_WIDE, files={})
     assert [one for one in findings if one.status == WRONG] == []
@@ -650,14 +898,14 @@ def test_server_that_asks_for_all_its_locations_is_understood(tmp_path):
         "map $user $key { ~(*SKIP)b c; }",
     ],
 )
-def test_key_that_is_computed_elsewhere_is_not_guessed(tmp_path, computed):
+def test_key_that_is_computed_elsewhere_is_not_guessed(found_in, tmp_path, computed):
     own_map = re.search(r"    map .*\n", OWN)[0]
     findings = found_in(tmp_path, OWN.replace(own_map, f"{computed}\n"), files={})
     assert [one for one in findings if one.status == WRONG] == []
     assert any("cannot be told" in one.what for one in findings)
 
 
-def test_requests_that_other_directives_pass_on_are_not_guessed(tmp_path):
+def test_requests_that_other_directives_pass_on_are_not_guessed(found_in, tmp_path):
     other = OWN.replace("proxy_pass http://workers;", "try_files $uri @workers;")
     findings = found_in(tmp_path, other, files={})
     assert [one for one in findings if one.status == WRONG] == []
@@ -691,8 +939,9 @@ def test_what_nginx_could_not_read_either_is_no_traceback(tmp_path, text, words)
     assert words in f"{finding.place} {finding.what}"
 
 
-def test_command_prints_place_and_remedy(tmp_path):
-    path = written(tmp_path, OWN.replace("internal;", ""), files={})
+def test_command_prints_place_and_remedy(tmp_path, shipped, asked):
+    own = OWN.replace("internal;", "").replace(OWN_ROUTER, asked)
+    path = written(tmp_path, own, files={})
     command = [sys.executable, "-m", "whoami_router", "check", "--only", "nginx"]
     said = subprocess.run(
         [*command, "--nginx-conf", path], capture_output=True, text=True, check=False
@@ -706,6 +955,6 @@ def test_command_prints_place_and_remedy(tmp_path):
     [wrong] = [one for one in json.loads(as_object.stdout)["findings"] if one["status"] == WRONG]
     assert wrong["place"].startswith(f"{path}:")
     good = subprocess.run(
-        [*command, "--nginx-conf", SHIPPED / "nginx.conf"], capture_output=True, check=False
+        [*command, "--nginx-conf", shipped / "nginx.conf"], capture_output=True, check=False
     )
     assert good.returncode == 0

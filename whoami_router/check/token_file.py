@@ -1,6 +1,7 @@
 """Reads an access token from a file, so that it is in no command line."""
 
 import os
+import re
 import stat
 from dataclasses import dataclass, field
 
@@ -39,6 +40,15 @@ def read(name: str) -> TokenFile:
         raise NoToken(f"cannot be read: {exc.strerror}") from exc
     except ValueError as exc:  # a name with a NUL
         raise NoToken("cannot be read") from exc
+
+
+def named(name: str) -> str:
+    """Return how to speak of a file, which may be a token that somebody gave in its place."""
+    like_token = re.search(r"(?<![A-Za-z0-9])(syt|mat|mct)_", name) is not None
+    path = name == "-" or name.startswith(("/", "./", "../"))
+    if like_token or not (path or os.path.lexists(name)):
+        return "the file given by --token-file"
+    return repr(name)
 
 
 def _all_of(file: int) -> bytes:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from whoami_router.check import router
-from whoami_router.check.findings import Finding, all_well, as_json, as_text, note
+from whoami_router.check.findings import Finding, all_well, as_json, as_text, note, wrong
 from whoami_router.cli import options
 from whoami_router.settings import ListenAddress
 
@@ -32,19 +32,8 @@ class _Asked:
     listen: ListenAddress
     admin_listen: ListenAddress | None
     whoami_timeout: float
-    token_file: "TokenFile | None"
+    token_file: str | None
     nginx_conf: Path | None
-
-
-def _read_token_file(_: click.Context, __: click.Parameter, name: str | None) -> "TokenFile | None":
-    if name is None:
-        return None
-    from whoami_router.check.token_file import NoToken, read
-
-    try:
-        return read(name)
-    except NoToken as exc:
-        raise click.BadParameter(f"{name!r} {exc}.") from exc
 
 
 @click.command("check")
@@ -55,7 +44,6 @@ def _read_token_file(_: click.Context, __: click.Parameter, name: str | None) ->
 @click.option(
     "--token-file",
     metavar="FILE",
-    callback=_read_token_file,
     envvar="WHOAMI_ROUTER_TOKEN_FILE",
     show_envvar=True,
     help="Say whose access token is in this file (-: standard input). It is never printed.",
@@ -63,7 +51,7 @@ def _read_token_file(_: click.Context, __: click.Parameter, name: str | None) ->
 @click.option(
     "--nginx-conf",
     metavar="FILE",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     envvar="WHOAMI_ROUTER_NGINX_CONF",
     show_envvar=True,
     help="Look at nginx's configuration in this file, and in those that it includes.",
@@ -106,48 +94,67 @@ def command(*, only: tuple[str, ...], as_object: bool, **given: Any) -> None:  #
 
 def _findings(asked: _Asked) -> list[Finding]:
     findings: list[Finding] = []
-    identifier = None
-    if "synapse" in asked.parts or ("token" in asked.parts and asked.token_file is not None):
-        found, identifier = _synapse_and_token(asked)
+    token, about_token = _token(asked)
+    looks_whose = "token" in asked.parts and token is not None
+    usable: list[str] = []
+    if "synapse" in asked.parts or looks_whose:
+        found, usable = _synapse(asked)
         findings += found
-    if "token" in asked.parts and asked.token_file is None:
-        findings.append(note("token", "not looked at: there is no --token-file"))
+    findings += about_token
+    identifier = None
+    if token is not None and looks_whose:
+        from whoami_router.check import owner
+
+        # Only these: to a server that is no Synapse no token is sent.
+        whose = owner.ask(token.token, usable, timeout=asked.whoami_timeout)
+        findings += whose.findings
+        identifier = whose.identifier
     if "router" in asked.parts:
-        findings += _router(asked, identifier)
+        findings += _router(asked, token, identifier)
     if "nginx" in asked.parts:
         findings += _nginx(asked)
     return findings
 
 
-def _synapse_and_token(asked: _Asked) -> tuple[Sequence[Finding], str | None]:
+def _token(asked: _Asked) -> tuple["TokenFile | None", Sequence[Finding]]:
+    """Return the token that is to be tried, and what there is to say of its file."""
+    part = "token" if "token" in asked.parts else "router"
+    if part not in asked.parts:
+        return None, []
+    if asked.token_file is None:
+        missing = note(part, "not looked at: there is no --token-file")
+        return None, [missing] if part == "token" else []
+    from whoami_router.check.token_file import NoToken, named, read
+
+    try:
+        token = read(asked.token_file)
+    except NoToken as exc:
+        remedy = "give --token-file a file with an access token in it that this user may read"
+        return None, [wrong(part, f"{named(asked.token_file)} {exc}", remedy)]
+    if part == "token" and token.readable_by_others:
+        readable = note(part, "every user of this machine may read --token-file", "chmod 600 it")
+        return token, [readable]
+    return token, []
+
+
+def _synapse(asked: _Asked) -> tuple[Sequence[Finding], list[str]]:
+    """Return what was found, and the URLs at which Synapse can be asked."""
     from whoami_router.check import synapse
 
     looked = list(synapse.look(asked.synapse_urls, timeout=asked.whoami_timeout))
     usable = [one.url for one in looked if one.usable]
-    findings = []
-    if "synapse" in asked.parts or not usable:
-        findings = [one.finding for one in looked]
-    if "token" not in asked.parts or asked.token_file is None:
-        return findings, None
-    from whoami_router.check import owner
-
-    if asked.token_file.readable_by_others:
-        findings.append(
-            note("token", "every user of this machine may read --token-file", "chmod 600 it")
-        )
-    # Only these: to a server that is no Synapse no token is sent.
-    whose = owner.ask(asked.token_file.token, usable, timeout=asked.whoami_timeout)
-    return [*findings, *whose.findings], whose.identifier
+    wanted = "synapse" in asked.parts or not usable
+    return [one.finding for one in looked] if wanted else [], usable
 
 
-def _router(asked: _Asked, identifier: str | None) -> Sequence[Finding]:
+def _router(asked: _Asked, token: "TokenFile | None", identifier: str | None) -> Sequence[Finding]:
     findings = list(router.look(asked.listen, asked.admin_listen, ready="synapse" in asked.parts))
     address = router.connectable(asked.listen)
     # To a server that is no whoami-router no token is sent.
-    if asked.token_file is not None and address is not None and all_well(findings):
+    if token is not None and address is not None and all_well(findings):
         findings += router.resolve(
             address,
-            asked.token_file.token,
+            token.token,
             timeout=asked.whoami_timeout,
             expected=identifier,
         )

@@ -55,15 +55,26 @@ def _number(text: str) -> float:
 
 
 def parsed_by(parse: Callable[[str], T]) -> Callable[[str], T]:
-    """Return ``parse``, its ValueError turned into click's, with the value in front."""
+    """Return ``parse``, its ValueError turned into click's, with the value in front.
+
+    But not with what stands before the @ of a URL: it may be a password.
+    """
 
     def convert(text: str) -> T:
         try:
             return parse(text)
         except ValueError as exc:
-            raise click.BadParameter(f"{text!r} {exc}.") from exc
+            raise click.BadParameter(f"{_without_password(text)!r} {exc}.") from exc
 
     return convert
+
+
+def _without_password(text: str) -> str:
+    before, at, host = text.rpartition("@")
+    if ":" not in before or text.startswith("@"):  # a user ID begins with one
+        return text
+    scheme = re.match("[A-Za-z][A-Za-z0-9+.-]*://", before)
+    return f"{scheme[0] if scheme else ''}...{at}{host}"
 
 
 def option(

@@ -16,6 +16,7 @@ _INCLUDES = (
 
 
 _CORRECT = "correct it; nginx -t says more"
+_READABLE = "correct the name of the file, or have somebody run this who may read it"
 
 # How many words have to stand behind a directive. Here nginx could not read on, either.
 _FEWEST = {
@@ -47,7 +48,8 @@ def look(path: Path, *, whoami_timeout: float, listen: ListenAddress | None) -> 
     try:
         site = Site(load(path))
     except UnreadableConfiguration as exc:
-        return [wrong(PART, str(exc).rstrip("."), _CORRECT)]
+        remedy = _READABLE if isinstance(exc.__cause__, OSError) else _CORRECT
+        return [wrong(PART, str(exc).rstrip("."), remedy)]
     if not any(one.name == "http" for one in site.configuration.directives):
         return [
             wrong(
@@ -85,6 +87,7 @@ def _found(site: Site, *, whoami_timeout: float, listen: ListenAddress | None) -
     told: set[int] = set()
     asking_well = []
     for asker in askers:
+        yield from asking.skipped(asker)
         found = asking.found(site, asker)
         if isinstance(found, Finding):
             yield found
@@ -94,7 +97,9 @@ def _found(site: Site, *, whoami_timeout: float, listen: ListenAddress | None) -
             told.add(id(found.location.directive))
             yield from asking.look(site, found, whoami_timeout=whoami_timeout, listen=listen)
             yield from edge_cache.look(site, found)
-    yield from pools.look(site, asking_well)
+    of_pools = list(pools.look(site, asking_well))
+    yield from of_pools
+    yield from pools.unasked(site, askers, told={one.place for one in of_pools})
     servers = {id(one.server) for one in askers}
     yield from pools.missing_pools(
         site, [one for one in site.locations if id(one.server) in servers]

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from whoami_router.check.findings import Finding, note, ok, wrong
+from whoami_router.check.nginx import reached
 from whoami_router.check.nginx.site import (
     PART,
     Sample,
@@ -97,6 +98,7 @@ def look(
     """Yield what is right and wrong about an auth location."""
     findings = [
         *_target(asking, listen),
+        *_answers(site, asking, listen),
         *_outsiders(asking),
         *_sent(site, asking),
         *_connections(site, asking),
@@ -106,6 +108,22 @@ def look(
     if all(one.status != "wrong" for one in findings):
         yield ok(PART, f"whoami-router is asked, and fails open (location at {asking.place})")
     yield from findings
+
+
+# Whether it asks.
+
+
+def skipped(asker: Location) -> Iterator[Finding]:
+    """Yield what lets requests pass before anybody is asked."""
+    lines = asker.inherited("satisfy")
+    if lines and lines[-1].args == ("any",):
+        yield wrong(
+            PART,
+            "with satisfy any nginx asks nobody about a request that an allow line, or a password, "
+            "lets in: it goes by its token",
+            "satisfy all;",
+            lines[-1].place,
+        )
 
 
 # Whom it asks.
@@ -135,9 +153,7 @@ def _target(asking: Asking, listen: ListenAddress | None) -> Iterator[Finding]:
             "proxy_pass http://whoami_router/resolve;",
             place,
         )
-        servers = [target.name]
-    else:
-        servers = [one.args[0] for one in asking.upstream.find("server") if one.args]
+    servers = [one.text for one in _servers(asking)]
     if listen is not None and _known(listen) and not any(_is(one, listen) for one in servers):
         yield note(
             PART,
@@ -145,6 +161,24 @@ def _target(asking: Asking, listen: ListenAddress | None) -> Iterator[Finding]:
             "give --listen the address that nginx asks, or correct the server line",
             place,
         )
+
+
+def _answers(site: Site, asking: Asking, listen: ListenAddress | None) -> Iterator[Finding]:
+    known = listen is not None and _known(listen)
+    servers = _servers(asking)
+    elsewhere = known and not any(_is(one.text, listen) for one in servers if listen)
+    return reached.look(site, servers, right=str(listen) if elsewhere else None)
+
+
+def _servers(asking: Asking) -> list[reached.Server]:
+    """Return the addresses that nginx asks."""
+    if asking.upstream is None:
+        return [reached.Server(asking.target.name, asking.passed.place)]
+    return [
+        reached.Server(one.args[0], one.place)
+        for one in asking.upstream.find("server")
+        if one.args and "down" not in one.args
+    ]
 
 
 def _path_asked(asking: Asking) -> str:

@@ -1,6 +1,7 @@
 """Where requests go that are asked about: pools that are hashed by the user, and how."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ from whoami_router.check.nginx.site import (
     depends_on,
     error_page,
     hash_of,
+    modifier_and_path,
     primary_servers,
     seconds,
 )
@@ -29,10 +31,33 @@ _SLIDING = Sample(
 )
 SYNCS = (SYNC, _INITIAL, _SLIDING)
 
+# What else is a sync, of which a location may be made.
+_ALL_SYNCS = (
+    *SYNCS,
+    Sample("an old client's sync", "GET", "/_matrix/client/r0/sync?since=s1"),
+    Sample("an old client's sync", "GET", "/_matrix/client/r0/events?from=s1"),
+    Sample("an old client's sync", "GET", "/_matrix/client/v3/events?from=s1"),
+)
+# Other requests, to try which location they have.
+_OTHER_PATHS = (
+    "/",
+    "/_matrix/client/versions",
+    "/_matrix/client/v3/account/whoami",
+    "/_matrix/client/v3/keys/query",
+    "/_matrix/client/v3/pushrules/",
+    "/_matrix/client/v3/rooms/!r:h/messages",
+    "/_matrix/client/v3/rooms/!r:h/state",
+    "/_matrix/client/v3/user/@u:h/account_data/x",
+    "/_matrix/client/v3/presence/@u:h/status",
+    "/_matrix/client/v3/profile/@u:h",
+)
+
 _MESSAGES = Sample("a room's messages", "GET", "/_matrix/client/v3/rooms/!{}:h/messages?dir=b")
 _SEND = Sample("a transaction", "PUT", "/_matrix/federation/v1/send/{}")
 
 _ONE, _OTHER = "192.0.2.1", "192.0.2.2"
+
+_INCLUDE = "include snippets/route_by_user.conf; in the location that they go to"
 
 _KEY = "$sync_routing_key"
 _HASH = f"hash {_KEY} consistent; (of conf.d/maps.conf)"
@@ -86,7 +111,7 @@ def look(site: Site, askers: Sequence[Location]) -> Iterator[Finding]:
             elif found is not None:
                 yield found
     yield from _of_pools(site, pools.values())
-    yield from _ways_past(site, askers)
+    yield from _ways_past(site, askers, pools)
     yield from _others(site, askers)
 
 
@@ -415,8 +440,8 @@ def _errors_of_others(site: Site, location: Location) -> Iterator[Finding]:
 # Requests that do not come by here.
 
 
-def _ways_past(site: Site, askers: Sequence[Location]) -> Iterator[Finding]:
-    """Yield syncs that nobody asks about though they should be."""
+def _ways_past(site: Site, askers: Sequence[Location], pools: Collection[str]) -> Iterator[Finding]:
+    """Yield syncs that nobody asks about though they should be; ``pools`` are for those asked."""
     for server in {id(one.server): one.server for one in askers}.values():
         assert server is not None  # noqa: S101  (those who ask are in one)
         arrivals = {}
@@ -424,35 +449,109 @@ def _ways_past(site: Site, askers: Sequence[Location]) -> Iterator[Finding]:
             with suppress(Undecided):
                 arrivals[sample.what] = (sample, site.walk(server, sample.with_token("t"), "alice"))
         asked = any(arrival.asked is not None for _, arrival in arrivals.values())
+        by_user: dict[tuple[str, str], bool] = defaultdict(bool)
+        past: dict[tuple[str, str], list[Sample]] = {}
         for sample, arrival in arrivals.values():
-            finding = _way_past(site, sample, arrival, asked=asked)
-            if finding is not None:
-                yield finding
+            if arrival.location is None or arrival.asked is not None:
+                continue
+            place = arrival.location.directive.place
+            if arrival.status is not None:
+                yield (wrong if sample is SYNC else note)(
+                    PART,
+                    f"{_which(sample)} is answered {arrival.status} by nginx itself",
+                    "let it go to a location that is proxied",
+                    place,
+                )
+            elif arrival.target is not None:
+                name = arrival.target.name
+                if _has_several(site, name) or (sample is SYNC and not asked):
+                    past.setdefault((place, name), []).append(sample)
+                by_user[place, name] |= _goes_by_user(site, arrival.location, sample)
+        for (place, name), samples in past.items():
+            say = wrong if SYNC in samples or name in pools or by_user[place, name] else note
+            yield say(PART, f"{_without_user(samples, name)}", _INCLUDE, place)
 
 
-def _way_past(site: Site, sample: Sample, arrival: Arrival, *, asked: bool) -> Finding | None:
-    which = f"{sample.what} ({sample.method} {sample.target.partition('?')[0]})"
-    usual = sample.what == SYNC.what
-    say = wrong if usual else note
-    if arrival.status is not None and arrival.location is not None:
-        return say(
-            PART,
-            f"{which} is answered {arrival.status} by nginx itself",
-            "let it go to a location that is proxied",
-            arrival.location.directive.place,
-        )
-    if arrival.location is None or arrival.target is None or arrival.asked is not None:
+def _which(sample: Sample) -> str:
+    return f"{sample.what} ({sample.method} {sample.target.partition('?')[0]})"
+
+
+def _without_user(samples: Sequence[Sample], name: str) -> str:
+    which = " and ".join(map(_which, samples))
+    one = len(samples) == 1
+    return f"{which} {'goes' if one else 'go'} to {name} without {'its' if one else 'their'} user"
+
+
+def _has_several(site: Site, name: str) -> bool:
+    upstream = site.upstreams.get(name)
+    return upstream is not None and len(primary_servers(upstream)) > 1
+
+
+def unasked(
+    site: Site, askers: Sequence[Location], *, told: Collection[str | None]
+) -> Iterator[Finding]:
+    """Yield the locations, in any server, from which requests go by user and nobody asks.
+
+    ``told`` are the places of those about which enough is said.
+    """
+    asking = {id(one.directive) for one in askers}
+    for location in site.locations:
+        place = location.directive.place
+        if id(location.directive) in asking or place in told or location.server is None:
+            continue
+        for samples, say in ((_ALL_SYNCS, wrong), (_of_other_kinds(location), note)):
+            unknown = [
+                (one, name)
+                for one in samples
+                if (name := _pool_by_user(site, location, one)) is not None
+            ]
+            if unknown:
+                sample, name = unknown[0]
+                yield say(PART, _without_user([sample], name), _INCLUDE, place)
+                break
+
+
+def _of_other_kinds(location: Location) -> list[Sample]:
+    """Return requests of which one may come to a location."""
+    modifier, path = modifier_and_path(location)
+    own = [] if modifier in ("~", "~*") or not path.startswith("/") else [path]
+    return [Sample("a request", "GET", one) for one in (*own, *_OTHER_PATHS)]
+
+
+def _pool_by_user(site: Site, location: Location, sample: Sample) -> str | None:
+    """Return the pool that a request goes to from this location, if that is chosen by user."""
+    server = location.server
+    assert server is not None  # noqa: S101  (who asks has looked)
+    try:
+        arrival = site.walk(server, sample.with_token("t"))
+    except Undecided:
         return None
-    upstream = site.upstreams.get(arrival.target.name)
-    several = upstream is not None and len(primary_servers(upstream)) > 1
-    if several or (usual and not asked):
-        return say(
-            PART,
-            f"{which} goes to {arrival.target.name} without its user",
-            "include snippets/route_by_user.conf; in the location that syncs go to",
-            arrival.location.directive.place,
+    if arrival.location is None or arrival.location.directive is not location.directive:
+        return None
+    if arrival.target is None or not _has_several(site, arrival.target.name):
+        return None
+    return arrival.target.name if _goes_by_user(site, location, sample) else None
+
+
+def _goes_by_user(site: Site, location: Location, sample: Sample) -> bool:
+    """Return whether another user's request had another key, if users were known here."""
+    users = {
+        one.args[0].removeprefix("$").lower()
+        for one in site.configuration.every
+        if one.name == "auth_request_set"
+        and len(one.args) == 2  # noqa: PLR2004  (variable, value)
+        and one.args[1].lower().endswith(f"_http_{IDENTIFIER_HEADER}")
+    }
+    try:
+        one, other = (
+            site.walk_from(
+                location, sample.with_token("t"), answered=dict.fromkeys(users, name)
+            ).key
+            for name in ("alice", "bob")
         )
-    return None
+    except Undecided:
+        return False
+    return one != other
 
 
 @dataclass(frozen=True, slots=True)

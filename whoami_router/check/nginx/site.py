@@ -153,13 +153,15 @@ class Site:
         identifier: str = "",
         *,
         question_first: bool = False,
+        answered: Mapping[str, str] | None = None,
     ) -> Arrival:
         """Return where a request ends that this location handles; raises Undecided.
 
-        With ``question_first`` as if whoami-router were asked before anything else is done.
+        With ``question_first`` as if whoami-router were asked before anything else is done. With
+        ``answered`` as if its answer had been taken into these variables, in lower case.
         """
         assert location.server is not None  # noqa: S101  (who asks has looked)
-        walk = Walk(self, location.server, sample, identifier)
+        walk = Walk(self, location.server, sample, identifier, answered or {})
         if question_first:
             return walk.content(location)
         walk.enter_server()
@@ -172,11 +174,19 @@ class Walk:
     The variables of an auth subrequest are those of the request that it is made for.
     """
 
-    def __init__(self, site: Site, server: Directive, sample: Sample, identifier: str) -> None:
+    def __init__(
+        self,
+        site: Site,
+        server: Directive,
+        sample: Sample,
+        identifier: str,
+        answered: Mapping[str, str] | None = None,
+    ) -> None:
         self._site = site
         self._server = server
         self._sample = sample
         self._identifier = identifier
+        self._answered = answered or {}
         self._known = sample.variables()
         self._known |= site.networks(sample.address)
         self._request = site.maps.request(self._known)
@@ -250,6 +260,7 @@ class Walk:
             if asked is not None:
                 self.ask(asked)
                 self._set_answer(location)
+            self._know(self._answered)
         passed = next(location.directive.find("proxy_pass"), None)
         if passed is None or not passed.args:
             return Arrival(location, asked=asked)
