@@ -22,7 +22,7 @@ DOCUMENTS = tuple(sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")]))
 SHELLS = ("sh", "console")
 
 _BLOCK = re.compile(
-    r"(?:^<!-- (?P<marker>[^\n]*?) -->\n)?"
+    r"(?:^ *<!-- (?P<marker>[^\n]*?) -->\n)?"
     r"^(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$",
     re.DOTALL | re.MULTILINE,
 )
@@ -30,6 +30,9 @@ _RUN_BY = re.compile(
     r"(?P<file>tests/\S+\.py)(::(?P<test>\w+))? runs this block( (?P<repeated>until it says so))?"
 )
 _NOT_RUN = re.compile(r"not run here: (?P<lacking>\S.*)")
+
+
+_CODE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,11 @@ def blocks(document: Path) -> list[Block]:
             )
         )
     return result
+
+
+def inline(document: Path) -> list[str]:
+    """Return what stands between single backticks, a line each, in the document's prose."""
+    return [" ".join(each.split()) for each in _CODE.findall(_BLOCK.sub("", document.read_text()))]
 
 
 def not_seen(expected: list[str], output: str) -> list[str]:

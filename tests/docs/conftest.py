@@ -112,14 +112,18 @@ class Followed:
         self.machine = machine
         self._marked = marked
         self._seen = []
+        self.blocks = []
 
     def follow(self, containing, *, network=False):
-        block = self._marked.take(containing)
-        self._seen.append((block.commands, self.machine.follow(block, network=network)))
+        self._follow(self._marked.take(containing), network=network)
 
     def follow_the_rest(self):
         for block in self._marked:
-            self._seen.append((block.commands, self.machine.follow(block)))
+            self._follow(block)
+
+    def _follow(self, block, *, network=False):
+        self.blocks.append(block)
+        self._seen.append((block.commands, self.machine.follow(block, network=network)))
 
     def output(self, command):
         """Return what the only block with this command in it printed."""

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 
 import httpx
 
+from tests.docs.blocks import ROOT, blocks
 from tests.fake_synapse import FakeSynapse, served
 from tests.stack.process import accepts, wait_until
 
@@ -33,6 +34,30 @@ def test_newcomer_has_routed_and_watched_syncs_of_each_user(followed):
     assert asked["whoami",] == 2
     assert asked["cache",] >= 2 <= logged["cache",]
     assert query(followed.machine, 'count(ALERTS{alertstate="firing"})') == {}
+
+    listening = followed.machine.run("ss --listening --tcp --numeric --no-header")
+    elsewhere = {
+        line.split()[3].rpartition(":")[2]
+        for line in listening.splitlines()
+        if " 127.0.0.1:" not in line
+    }
+    assert elsewhere == {"80", "8080"}  # of nginx: Debian's page, and what clients ask
+
+
+def test_newcomer_may_do_steps_again(followed):
+    again = ["python3 -m venv", "enable --now", "cp -r", "cat > /etc/nginx", "nginx -t"]
+    for block in followed.blocks:
+        if any(each in block.commands for each in again):
+            # (Not from the network: what is there already is left as it is.)
+            followed.machine.follow(block, network="pip" in block.commands)
+
+
+def test_runbooks_are_where_the_document_says(followed):
+    [place] = re.findall(r"`(/opt/\S*/docs)`", (ROOT / "docs/install.md").read_text())
+    rules = followed.machine.path("/etc/prometheus/whoami-router.rules.yml").read_text()
+    named = {*re.findall(r"docs/(\w+\.md)#", rules)}
+    assert named
+    assert all(followed.machine.path(f"{place}/{name}").exists() for name in named)
 
 
 WATCH = """
@@ -92,6 +117,13 @@ def test_own_nginx_routes_by_user_with_the_lines_of_the_document(marked, install
                 lambda: counted in client.get("http://127.0.0.1:3903/metrics").text,
                 "mtail has counted them",
             )
+        routed, of_alice = (
+            machine.follow(block)
+            for block in blocks(ROOT / "docs/troubleshooting.md")
+            if "/var/log/nginx/synapse.log" in block.commands
+        )
+    assert re.fullmatch(rf" *{2 * len(USERS)}  source=whoami\n", routed)
+    assert re.search(r"\n *2 source=whoami upstream=127\.0\.0\.1:\d+ pool=syncs\n$", of_alice)
     log = machine.path("/var/log/nginx/synapse.log").read_text()
     assert log.count("source=whoami upstream=127.0.0.1:") == 2 * len(USERS)
     assert "hidden" not in log

@@ -29,8 +29,10 @@ def test_troubleshooter_asks_what_the_document_says(marked, followed):
     token = followed.machine.path("/root/token")
     token.touch(0o600)
     token.write_text(device.token)
-    for block in marked:
-        followed.machine.follow(block)
+    said = "".join(followed.machine.follow(block) for block in marked)
+    assert re.search(r'^ *\d+ "source":"whoami"$', said, re.MULTILINE)
+    of_alice = r'^ *\d+ "source":"whoami",.*"upstream":"127\.0\.0\.1:8083"$'
+    assert re.search(of_alice, said, re.MULTILINE)
 
 
 def test_unit_is_confined(marked, followed):
