@@ -1,6 +1,7 @@
 """What a real mtail counts of what a real nginx logs."""
 
 import signal
+import socket
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,6 +127,20 @@ def test_an_error_is_synapses_or_nginxs(site):
     assert site.counted(ERRORS, pool="synapse_initial_sync", answered_by="nginx") == 3
     assert site.counted(ERRORS, pool="synapse_main", answered_by="upstream") == 2
     assert site.counted(ERRORS) == 5
+
+
+@pytest.mark.parametrize(
+    ("request_line", "header"),
+    [("GET / HTTP/9.9", "A: b"), ("POST / HTTP/1.1", "Transfer-Encoding: x")],
+)
+def test_an_error_of_the_client_is_nobodys(site, request_line, header):
+    """nginx says 505 and 501 to these: with it a stranger could raise an alarm."""
+    host, _, port = site.nginx.address.partition(":")
+    with socket.create_connection((host, int(port)), timeout=30) as client:
+        client.sendall(f"{request_line}\r\nHost: x\r\n{header}\r\n\r\n".encode())
+        assert client.recv(100).split()[1] in (b"501", b"505")
+    site.counts(1)
+    assert site.counted(ERRORS) == 0
 
 
 def is_written_to(file, nginx):
