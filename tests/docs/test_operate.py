@@ -107,7 +107,7 @@ def test_every_alert_is_explained_where_it_says():
     assert explained == [rule["alert"] for rule in alerts()] != []
     for rule in alerts():
         anchor = rule["alert"].lower()  # which is how a heading's is made
-        assert rule["annotations"]["runbook"].endswith(f"docs/operate.md#{anchor}")
+        assert rule["annotations"]["runbook_url"].endswith(f"docs/operate.md#{anchor}")
 
 
 @pytest.mark.parametrize("word", ["**Users notice**", "**Look", "**Do"])

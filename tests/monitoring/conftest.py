@@ -121,7 +121,7 @@ class Load:
     def _run(self):
         with httpx.Client(timeout=30) as client, ThreadPoolExecutor(8) as clients:
             while not self._ended.wait(0.05):  # some 200 requests a second, and not more
-                for response in clients.map(lambda ask: client.get(**ask), self._requests()):
+                for response in clients.map(lambda ask: client.request(**ask), self._requests()):
                     assert response.status_code in (200, 204, 500, 503)
 
     def _requests(self):
@@ -131,7 +131,11 @@ class Load:
             url = f"http://{router.address}/resolve"
             breaking = [f"breaking-{(number * 4 + other) % 10_000}" for other in range(4)]
             for token in (*tokens, *breaking, f"rejected-{number}"):
-                yield {"url": url, "headers": {"authorization": f"Bearer {token}"}}
+                headers = {"authorization": f"Bearer {token}"}
+                yield {"method": "GET", "url": url, "headers": headers}
         for path in (SYNC, SYNC, INITIAL_SYNC, VERSIONS):
+            url = f"{self.watched.nginx.url}{path}"
             headers = {"authorization": f"Bearer {tokens[0]}"}
-            yield {"url": f"{self.watched.nginx.url}{path}", "headers": headers}
+            yield {"method": "GET", "url": url, "headers": headers}
+        # A browser's question, about which whoami-router is not asked.
+        yield {"method": "OPTIONS", "url": f"{self.watched.nginx.url}{SYNC}"}

@@ -20,6 +20,9 @@ NAME = re.compile(r"(?<![\w:])(?:(?:whoami_router|nginx|process)_\w+|up)(?![\w:]
 NOT_PROVOKED = {
     "WhoamiRouterAllDown": (" == 0", ""),
     "WhoamiRouterAbsent": ('job="whoami-router"', 'job="nobody"'),
+    "WhoamiRouterNginxUnlogged": ("unless", "and"),
+    "WhoamiRouterNotAsked": ("unless", "and"),
+    "WhoamiRouterNameless": ("> 0.5", ""),
     "WhoamiRouterLookupsSlow": ("> 0.5", ""),
     "WhoamiRouterHitRatioLow": (" > 3600", ""),
     "WhoamiRouterDescriptorsShort": (" > 0.8", ""),

@@ -76,13 +76,29 @@ def away(first, second=ALWAYS_ZERO):
     }
 
 
-def routed(*, answered="0+600x200", unavailable=NEVER):
+def routed(*, answered="0+600x200", unavailable=NEVER, preflights=NEVER):
+    """Return what mtail counts: syncs, with the questions of browsers about them, and all else."""
     name = "nginx_routed_requests_total"
     return {
         f'{name}{{source="cache",pool="synapse_sync",{MTAIL}}}': answered,
         f'{name}{{source="unavailable",pool="synapse_sync",{MTAIL}}}': unavailable,
+        f'{name}{{source="not_asked",pool="synapse_sync",{MTAIL}}}': preflights,
         f'{name}{{source="not_asked",pool="synapse_main",{MTAIL}}}': per_second(50),
     }
+
+
+def unlogged(history):
+    """Return a history in which mtail reads no line that it understands."""
+    return {name: history[name] for name in history if "nginx_routed" not in name}
+
+
+def failed(values, pool="synapse_sync"):
+    name = "nginx_routed_errors_total"
+    return {f'{name}{{answered_by="nginx",pool="{pool}",{MTAIL}}}': values}
+
+
+def unread(values):
+    return {f"nginx_unread_lines_total{{{MTAIL}}}": values}
 
 
 WELL = {
@@ -98,7 +114,9 @@ WELL = {
     **away(ALWAYS_ZERO),
     **router("process_open_fds", "50x200"),
     **router("process_max_fds", "1024x200"),
-    **routed(),
+    **routed(preflights="0+60x200"),
+    **failed(NEVER),
+    **unread(NEVER),
 }
 IDLE = {
     **WELL,
@@ -171,6 +189,74 @@ SILENT = {
     "another program is down, restarts, and has hardly a descriptor": {**WELL, **OTHERS},
 }
 
+# Of one client, which asks twice a minute.
+BOT = "0+2x200"
+# What `check --only router` makes of a process, every five seconds, and Prometheus of a second one.
+CHECKED = "0+12x200"
+SECOND = 'job="whoami-router",instance="second"'
+CHECKED_TWICE = {
+    **resolves(none=CHECKED),
+    f'whoami_router_resolves_total{{source="none",{SECOND}}}': CHECKED,
+}
+
+# An hour is enough for these: the alerts that might fire wait for a quarter of one.
+SILENT_FOR_AN_HOUR = {
+    "a few lines of another format come at once": {**WELL, **unread("0x20 20x180")},
+    "at night nobody syncs": {
+        **IDLE,
+        **routed(answered="0+600x20 12000x180", preflights="0+60x20 1200+2x180"),
+    },
+    "a few requests to a pool go by user, and then none": {
+        **WELL,
+        f'nginx_routed_requests_total{{source="cache",pool="synapse_main",{MTAIL}}}': (
+            "0+60x20 1200x180"
+        ),
+    },
+    "a pool's workers restart": {**WELL, **failed("0x20 0+600x2 1200x180")},
+    "a pool's workers fail one request in twenty": {**WELL, **failed("0+30x200")},
+    "one client's token is one over which Synapse fails, and no other client is there": {
+        **IDLE,
+        **resolves(fingerprint=BOT),
+        **lookups(unanswerable=BOT),
+        **durations(BOT, below_half_a_second=BOT),
+    },
+    "one client's token is one over which Synapse fails, among a few": {
+        **WELL,
+        **resolves(cache="0+6x200", whoami="0+6x200", fingerprint=BOT),
+        **lookups(owner="0+6x200", unanswerable=BOT),
+    },
+    "one client's token is malformed, among a few": {
+        **IDLE,
+        **resolves(cache="0+6x200", fingerprint="0+1x200"),
+    },
+    "one client's token is rejected, and no other client is there": {
+        **IDLE,
+        **resolves(rejected=BOT),
+        **lookups(rejected=BOT),
+    },
+    "one client finds no room, among a few": {
+        **WELL,
+        **resolves(cache="0+60x200", fingerprint=BOT),
+        **shed(BOT),
+    },
+    "one client's requests are such that whoami-router does not answer": {
+        **WELL,
+        **routed(answered="0+6x200", unavailable=BOT),
+    },
+    "one client's requests are such that no worker answers": {
+        **WELL,
+        **routed(answered="0+6x200"),
+        **failed(BOT),
+    },
+    "nobody asks but health checks, of two processes": {**IDLE, **CHECKED_TWICE},
+    "health checks are more than requests": {
+        **IDLE,
+        **CHECKED_TWICE,
+        **resolves(cache="0+6x200", none=CHECKED),
+    },
+    "nobody asks but health checks, and nginx logs nothing": unlogged({**IDLE, **CHECKED_TWICE}),
+}
+
 # What happens, from when on, and which alerts fire: minutes after which they do not yet, and do.
 FIRING = {
     "the only process is down": (
@@ -189,6 +275,10 @@ FIRING = {
         {**WELL, f"up{{{MTAIL}}}": "1x9 0x190"},
         {"WhoamiRouterNginxUnwatched": (19, 21)},
     ),
+    "mtail is down, and had read nothing": (
+        {**unlogged(WELL), f"up{{{MTAIL}}}": "1x13 0x186"},
+        {"WhoamiRouterNginxUnwatched": (23, 25)},
+    ),
     "nginx gets no answers, though the router is up": (
         {**WELL, **routed(answered="0+600x10 6000x190", unavailable="0x10 0+600x190")},
         {"WhoamiRouterUnanswered": (16, 19)},
@@ -196,6 +286,50 @@ FIRING = {
     "nginx gets no answer to one request in fifty": (
         {**WELL, **routed(unavailable="0x10 0+12x190")},
         {"WhoamiRouterUnanswered": (17, 21)},
+    ),
+    "nginx logs in another format": (
+        {**unlogged(WELL), **unread(per_second(60))},
+        {"WhoamiRouterNginxUnread": (15, 17)},
+    ),
+    "a line a minute is in another format": (
+        {**WELL, **unread("0x20 0+1x180")},
+        {"WhoamiRouterNginxUnread": (35, 37)},
+    ),
+    "nginx has never logged": (
+        unlogged(WELL),
+        {"WhoamiRouterNginxUnlogged": (15, 17)},
+    ),
+    "nginx logs no more": (
+        {**WELL, **dict.fromkeys(routed(), "0+600x20 12000x180")},
+        {"WhoamiRouterNginxUnlogged": (39, 41)},
+    ),
+    "whoami-router is not asked about a pool any more": (
+        {**WELL, **routed(answered="0+600x20 12000x180", preflights="0+60x200")},
+        {"WhoamiRouterNotAsked": (39, 42)},
+    ),
+    "one of two nginxes does not ask about a pool any more": (
+        {
+            **WELL,
+            'nginx_routed_requests_total{source="not_asked",pool="synapse_sync",'
+            'job="whoami-router-mtail",instance="second"}': "0x20 0+600x180",
+        },
+        {"WhoamiRouterNotAsked": (35, 38)},
+    ),
+    "no worker of a pool can be reached": (
+        {**WELL, **failed("0x20 0+600x180")},
+        {"WhoamiRouterPoolUnreachable": (30, 33)},
+    ),
+    "whoami-router asks another Synapse": (
+        {**WELL, **resolves(rejected=per_second(10)), **lookups(rejected=per_second(1))},
+        {"WhoamiRouterNameless": (15, 17)},
+    ),
+    "nginx does not pass tokens on": (
+        {**IDLE, **resolves(none=per_second(10)), **routed()},
+        {"WhoamiRouterNameless": (15, 17)},
+    ),
+    "nginx does not pass tokens on, among health checks and a few requests": (
+        {**IDLE, **CHECKED_TWICE, **resolves(cache="0+6x200", none="0+24x200")},
+        {"WhoamiRouterNameless": (17, 21)},
     ),
     "Synapse is away, and what was known is used": (
         {**SYNAPSE_AWAY, **resolves(stale=per_second(10))},
@@ -215,7 +349,7 @@ FIRING = {
     ),
     "Synapse fails over a fifth of the lookups": (
         {**WELL, **lookups(owner="0+48x200", unanswerable="0+12x200")},
-        {"WhoamiRouterLookupsFail": (10, 12)},
+        {"WhoamiRouterLookupsFail": (11, 14)},
     ),
     "a lookup in three takes longer than half a second": (
         {**WELL, **durations(per_second(1), below_half_a_second="0+40x200")},
@@ -307,6 +441,12 @@ def test_no_alert_fires_while(history, tmp_path):
     assert checked.returncode == 0, checked.stderr
 
 
+@pytest.mark.parametrize("history", SILENT_FOR_AN_HOUR.values(), ids=SILENT_FOR_AN_HOUR)
+def test_no_alert_fires_within_an_hour_while(history, tmp_path):
+    checked = judged(tmp_path, history, dict.fromkeys(range(1, 60), ()))
+    assert checked.returncode == 0, checked.stderr
+
+
 @pytest.mark.parametrize(("history", "firing"), FIRING.values(), ids=FIRING)
 def test_alert_fires_when(history, firing, tmp_path):
     times = sorted(time for pair in firing.values() for time in pair)
@@ -323,5 +463,5 @@ def test_each_alert_fires_somewhere_here():
 @pytest.mark.parametrize("rule", alerts(), ids=lambda rule: rule["alert"])
 def test_alert_says_how_bad_it_is_and_what_to_do(rule):
     assert rule["labels"]["severity"] in ("critical", "warning")
-    assert set(rule["annotations"]) == {"summary", "description", "runbook"}
-    assert rule["annotations"]["runbook"] == f"docs/operate.md#{rule['alert'].lower()}"
+    assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}
+    assert rule["annotations"]["runbook_url"] == f"docs/operate.md#{rule['alert'].lower()}"
