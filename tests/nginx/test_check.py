@@ -5,6 +5,8 @@ import json
 import os
 import re
 import shutil
+import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +37,7 @@ from tests.stack.nginx import ACCESS_LOG, DEBUG_HEADERS, EDGE_CACHE, SHIPPED, SI
 from tests.stack.router import Router
 from whoami_router.check.findings import NOTE, OK, WRONG
 from whoami_router.check.nginx import look
+from whoami_router.check.nginx.reached import User, closed_to
 from whoami_router.settings import Inherited, Tcp, Unix, parse_listen
 
 ROOT = SHIPPED.parent
@@ -735,7 +738,7 @@ def test_something_else_in_the_place_of_the_router_is_found(found):
 
 def test_router_that_hangs_is_found(found, hung_address):
     finding = only(found((UPSTREAMS, LISTEN, hung_address), listen=Inherited(3)))
-    assert "did not answer within" in finding.what
+    assert (finding.status, "did not answer within" in finding.what) == (WRONG, True)
 
 
 @pytest.fixture
@@ -766,7 +769,7 @@ RIGHTS = [
     ("user nobody www-data;", "www-data", 0o660, "www-data", 0o750, None),
     ("user www-data;", "www-data", 0o660, "www-data", 0o750, None),
     ("", None, 0o666, None, 0o755, None),
-    ("user root;", None, 0o600, None, 0o700, None),
+    ("user root;", None, 0o000, None, 0o000, None),
 ]
 
 
@@ -793,6 +796,49 @@ def test_socket_that_is_closed_to_nginx_is_found(
         finding = only(findings)
         assert f"/{closed} is closed" in finding.what
         assert finding.remedy
+
+
+@pytest.fixture
+def listening():
+    """Return the path of a socket in a directory that is open to all."""
+    with TemporaryDirectory(prefix="wr-site-") as name:
+        Path(name).chmod(0o755)
+        path = Path(name, "sock")
+        with socket.create_server(str(path), family=socket.AF_UNIX):
+            path.chmod(0o660)
+            yield path
+
+
+SOMEBODY = 12345
+
+
+def user_of(path, *, owns, groups):
+    owner = path.stat().st_uid
+    return User("nginx", owner if owns else SOMEBODY, frozenset(groups))
+
+
+def test_owner_has_the_rights_of_the_owner_and_of_nobody_else(listening):
+    mine = user_of(listening, owns=True, groups=())
+    assert closed_to(listening, mine) is None
+    listening.chmod(0o066)
+    mine = user_of(listening, owns=True, groups=[listening.stat().st_gid])
+    assert closed_to(listening, mine) == listening
+
+
+def test_rights_beside_the_mode_are_not_guessed(listening):
+    """An access control list may let in whom the mode does not name."""
+    other = user_of(listening, owns=False, groups=())
+    assert closed_to(listening, other) == listening
+    everybody = 2**32 - 1
+    # Owner, this user, group, mask, others: tag, rights, user.
+    entries = [(1, 6, everybody), (2, 6, SOMEBODY), (4, 0, everybody), (16, 6, everybody)]
+    entries.append((32, 0, everybody))
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    try:
+        os.setxattr(listening, "system.posix_acl_access", acl)
+    except OSError as exc:
+        pytest.skip(f"this file system has no such lists: {exc}")
+    assert closed_to(listening, other) is None
 
 
 BEFORE = {

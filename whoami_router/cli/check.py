@@ -54,7 +54,8 @@ class _Asked:
     type=click.Path(path_type=Path),
     envvar="WHOAMI_ROUTER_NGINX_CONF",
     show_envvar=True,
-    help="Look at nginx's configuration in this file, and in those that it includes.",
+    help="Look at nginx's configuration in this file, and in those that it includes, and whether "
+    "whoami-router answers where nginx asks.",
 )
 @click.option(
     "--only",

@@ -1,4 +1,4 @@
-"""Looks at nginx's configuration: what docs/nginx-traps.md says, of whatever it is made."""
+"""Looks at nginx's configuration, and at the router that it asks: what docs/nginx-traps.md says."""
 
 from collections.abc import Iterator
 from pathlib import Path

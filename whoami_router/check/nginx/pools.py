@@ -469,7 +469,7 @@ def _ways_past(site: Site, askers: Sequence[Location], pools: Collection[str]) -
                 by_user[place, name] |= _goes_by_user(site, arrival.location, sample)
         for (place, name), samples in past.items():
             say = wrong if SYNC in samples or name in pools or by_user[place, name] else note
-            yield say(PART, f"{_without_user(samples, name)}", _INCLUDE, place)
+            yield say(PART, _without_user(samples, name), _INCLUDE, place)
 
 
 def _which(sample: Sample) -> str:
