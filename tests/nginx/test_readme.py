@@ -3,15 +3,19 @@
 import hashlib
 import re
 import shutil
+import socket
 import subprocess
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
+import httpx
 import pytest
 
 from tests.nginx.conftest import USERS
 from tests.nginx.own import own_nginx
 from tests.stack.nginx import SHIPPED
+from tests.stack.process import wait_until
 from whoami_router.check.findings import NOTE, WRONG
 from whoami_router.check.nginx import look
 from whoami_router.settings import Tcp
@@ -98,6 +102,17 @@ def test_documented_lines_route_each_user_to_one_worker(router, pools):
     assert log.count("source=whoami upstream=127.0.0.1:") == 3 * len(USERS)
     assert '"GET /_matrix/client/v3/sync" 200 ' in log
     assert "hidden" not in log
+
+
+def test_client_that_gives_up_on_a_hung_router_is_logged_as_troubleshooting_says(pools):
+    with socket.create_server(("127.0.0.1", 0)) as hung:
+        router = SimpleNamespace(address=f"127.0.0.1:{hung.getsockname()[1]}")
+        with readme_nginx(router, pools, copied=COPIED) as (client, directory):
+            with pytest.raises(httpx.ReadTimeout):
+                client.get("/_matrix/client/v3/sync", timeout=0.5)
+            log = directory / "log"
+            wait_until(lambda: " 499 " in log.read_text(), "nginx logs it")
+            assert " 499 user=- source=- " in log.read_text()
 
 
 def debians_nginx(directory):
