@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 
 import httpx
 import pytest
@@ -13,6 +14,7 @@ from tests.clock import Clock
 from tests.fake_synapse import FakeSynapse
 from tests.test_tokens import NATIVE
 from whoami_router.app import Application, create_app
+from whoami_router.defects import Defects
 from whoami_router.metrics import Metrics
 from whoami_router.settings import Settings
 from whoami_router.tokens import fingerprint
@@ -213,6 +215,28 @@ async def test_defect_costs_the_identifier_and_not_the_request(caplog):
     assert metrics.resolves["error"] == 1
 
 
+async def test_defects_are_a_line_a_minute_however_many_requests_meet_them(caplog):
+    clock = Clock()
+    defects = Defects(logging.getLogger("whoami_router"), clock=clock)
+    for _ in range(3):
+        for _ in range(10):
+            defects.report("a defect", KeyError("very-secret"))
+        clock.now += 60
+    assert [logged.fields(record)["times"] for record in caplog.records] == [1, 10, 10]
+    assert "very-secret" not in logged.text(caplog)
+
+
+async def test_end_in_haste_is_answered_204():
+    class CancelledResolver:
+        def remembered(self, _):
+            raise asyncio.CancelledError
+
+    app = Application(CancelledResolver(), Metrics(), Starlette(), Settings())
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://router") as client:
+        assert (await client.get("/resolve", headers=ALICE)).status_code == 204
+
+
 async def test_mistaken_path_is_not_found(client):
     assert (await client.get("/resolve/", headers=ALICE)).status_code == 404
 
@@ -228,3 +252,8 @@ async def test_ready_while_synapse_answers(client, synapse):
     response = await client.get("/ready")
     assert response.status_code == 503
     assert "http://synapse answered 502" in response.text
+
+
+@pytest.mark.parametrize("path", ["/health/", "/metrics/"])
+async def test_mistaken_path_of_an_administrator_is_not_found_either(client, path):
+    assert (await client.get(path)).status_code == 404

@@ -73,6 +73,8 @@ def test_traceback_shows_no_value_of_a_variable(written, format_):
     except ZeroDivisionError:
         logging.getLogger("uvicorn.error").exception("failed")
     assert "ZeroDivisionError" in stream.getvalue()
+    if format_ == "json":
+        assert json.loads(stream.getvalue())["exception"].startswith("Traceback (most recent")
     assert token not in stream.getvalue()
 
 
@@ -82,3 +84,16 @@ def test_place_of_a_defect_is_readable_on_a_console(written):
         "error while resolving", extra={"error": "KeyError", "stack": "  File 1\n  File 2\n"}
     )
     assert "\n  File 1\n  File 2" in stream.getvalue()
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_colours_are_for_terminals(monkeypatch, written):
+    written("console")  # which undoes the levels
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    logs.configure("info", "console", terminal := Terminal())
+    logger.warning("too much")
+    assert "\x1b[" in terminal.getvalue()

@@ -230,6 +230,7 @@ async def test_no_label_holds_a_user_or_a_token(client, synapse):
     [
         ("", "text/plain"),
         ("*/*", "text/plain"),
+        ("text/plain;version=x.y", "text/plain"),
         ("application/openmetrics-text;version=1.0.0", "application/openmetrics-text"),
     ],
 )
@@ -237,3 +238,36 @@ async def test_media_type_is_the_one_that_was_asked_for(client, accept, media_ty
     response = await client.get("/metrics", headers={"accept": accept})
     assert response.headers["content-type"].startswith(media_type)
     assert ("# EOF" in response.text) == (media_type != "text/plain")
+
+
+async def test_each_url_is_counted_by_itself_and_each_loss_of_it(synapse, clock):
+    urls = ("http://one", "http://two")
+    bad = FakeSynapse()
+    settings = Settings(synapse_urls=urls)
+    app = create_app(
+        settings,
+        transport=lambda url: httpx.ASGITransport(synapse if url == "http://one" else bad),
+        clock=clock,
+    )
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://r") as client:
+        bad.answer = Response(status_code=503)
+        for losses in (1, 2):
+            synapse.answer = Response(status_code=503)
+            for number in range(4):
+                await resolve(client, f"token-{losses}{number}")
+            found = await read(client)
+            for url in urls:
+                assert found[f"whoami_router_synapse_away {url}"] == 1
+                assert found[f"whoami_router_synapse_losses_total {url}"] == (
+                    losses if url == "http://one" else 1
+                )
+            clock.now += 60
+            # Its pause is over, but nobody has found it back.
+            found = await read(client)
+            assert found["whoami_router_synapse_away http://one"] == 1
+            synapse.answer = None
+            async with asyncio.timeout(5):
+                while found["whoami_router_synapse_away http://one"]:
+                    await resolve(client, "token-1")
+                    found = await read(client)
+            assert found["whoami_router_synapse_away http://two"] == 1

@@ -429,3 +429,16 @@ def test_connection_that_asks_nothing_does_not_hold_up_the_end(activated):
         activated.send_signal(signal.SIGTERM)
         wait_until(lambda: not activated.alive, "it ends", seconds=4)
         assert activated.returncode == 0
+
+
+def test_question_on_its_way_is_answered_though_synapse_is_slow(activated, synapse):
+    with socket.socket(socket.AF_UNIX) as waiting:
+        waiting.connect(activated.path)
+        assert activated.answers()
+        activated.send_signal(signal.SIGTERM)
+        wait_until(lambda: not activated.listens(), "it accepts no more")
+        synapse.held = True
+        waiting.settimeout(10)
+        waiting.sendall(QUESTION)
+        threading.Timer(1.5, setattr, (synapse, "held", False)).start()
+        assert b"x-user-identifier: user7\r\n" in waiting.recv(4096).lower()

@@ -1,8 +1,8 @@
 """The ASGI application: ``/resolve``, and what it is wired from."""
 
+import asyncio
 import logging
 import time
-import traceback
 from collections.abc import Callable
 
 from starlette.applications import Starlette
@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from whoami_router import tokens
 from whoami_router.admin import create_admin
+from whoami_router.defects import Defects
 from whoami_router.metrics import Metrics
 from whoami_router.resolver import Resolver
 from whoami_router.settings import Settings
@@ -66,6 +67,7 @@ class Application:
         self.admin = admin
         self.others = admin if settings.admin_listen is None else _nothing(admin)
         self._resolves = metrics.resolves
+        self._defects = Defects(logger, clock=time.monotonic)
         # X-Accel-Expires is for nginx, if it has a cache of its own; no client sees it.
         self._repeatable = (b"x-accel-expires", b"%d" % settings.edge_ttl)
         self._remembered = [(b"x-user-identifier-source", b"cache"), self._repeatable]
@@ -85,13 +87,10 @@ class Application:
                 answer = [*self._remembered, (b"x-user-identifier", identifier.encode())]
             else:
                 answer = await self._resolve(token, headers)
+        except asyncio.CancelledError:
+            answer = []  # the service ends in haste, and says 204 all the same
         except Exception as exc:  # noqa: BLE001  (a defect of ours must not fail a sync)
-            # The place but not the message, which could quote what the client sent.
-            place = "".join(traceback.format_tb(exc.__traceback__))
-            logger.error(  # noqa: TRY400  (.exception would add the message)
-                "error while resolving, please report",
-                extra={"error": type(exc).__name__, "stack": place},
-            )
+            self._defects.report("error while resolving, please report", exc)
             self._resolves["error"] += 1
             answer = []
         await send({"type": "http.response.start", "status": 204, "headers": answer})

@@ -7,8 +7,10 @@ import structlog
 from structlog.typing import Processor
 
 
-def configure(level: str, format_: str, stream: TextIO) -> None:
+def configure(level: str, format_: str, stream: TextIO | None) -> None:
     """Have our modules log from ``level`` on, as ``console`` or ``json``.
+
+    ``stream`` is None where standard error was closed: then nothing is logged.
 
     Modules log by Python's own logging: an event that is the same each time, and what differs as
     ``extra``, which become the fields of the line.
@@ -21,7 +23,8 @@ def configure(level: str, format_: str, stream: TextIO) -> None:
         # variables, and with them tokens.
         render = [
             structlog.dev.ConsoleRenderer(
-                colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
+                colors=stream is not None and stream.isatty(),
+                exception_formatter=structlog.dev.plain_traceback,
             )
         ]
     handler = logging.StreamHandler(stream)

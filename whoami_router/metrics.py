@@ -52,7 +52,7 @@ class Metrics:
             collector(registry=self._registry)
         self._lookups = Counter(
             "whoami_router_lookups",
-            "Questions to Synapse whose a token is, by what came of them.",
+            "Lookups of a token's owner, by what came of them.",
             ["outcome"],
             registry=self._registry,
         )
@@ -99,7 +99,10 @@ class Metrics:
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """Return all metrics as text and its media type, chosen by an Accept header."""
-        encode, media_type = choose_encoder(accept)
+        try:
+            encode, media_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # what it says is not what the library expects
+            encode, media_type = choose_encoder("")
         return encode(self._registry), media_type
 
 
@@ -146,7 +149,7 @@ class _State(Collector):
         )
         yield CounterMetricFamily(
             "whoami_router_lookups_shed",
-            "Requests that were routed by their fallback because too many lookups ran.",
+            "Lookups for which there was no room; their requests were routed by the fallback.",
             value=resolver.shed,
         )
         yield from _memory(

@@ -68,6 +68,7 @@ class Protocol(HttpToolsProtocol):
         Nobody connects but to ask. So the question of a new connection is on its way, and it would
         not be asked again: a proxy does that only where a connection was of use before.
         """
+        self.loop.call_later(_LAST_WORD, self._abort_if_unread)
         if self.cycle is not None:
             HttpToolsProtocol.shutdown(self)
             return
@@ -77,6 +78,13 @@ class Protocol(HttpToolsProtocol):
     def _close_if_silent(self) -> None:
         if self.cycle is None:
             self.transport.close()
+
+    def _abort_if_unread(self) -> None:
+        """Give up on a peer that does not take its answers: it would hold up the end for ever."""
+        if self.flow.write_paused or self.transport.is_closing():
+            self.transport.abort()
+        if self in self.connections:
+            self.loop.call_later(_LAST_WORD, self._abort_if_unread)
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002
         """Close the connection."""

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import math
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -12,6 +11,7 @@ from typing import Protocol, TypeVar
 from cachetools import LRUCache
 
 from whoami_router import identifiers, tokens
+from whoami_router.defects import Defects
 from whoami_router.whoami import Caller, Owner, TokenUnanswerable, WhoamiUnavailable
 
 logger = logging.getLogger(__name__)
@@ -162,8 +162,9 @@ class Resolver:
         self._refusals: _Recent[_Refusal] = _Recent(rejected_size)
         self._in_flight: dict[bytes, asyncio.Task[Resolution]] = {}
         self._turn = asyncio.Lock()
+        self._defects = Defects(logger, clock=clock)
         self.shed = 0
-        """How many requests were routed by their fallback for lack of room."""
+        """How many lookups there was no room for; their requests were routed by the fallback."""
         self._shed_logged = 0
         self._shed_logged_at = -math.inf
 
@@ -303,12 +304,7 @@ class Resolver:
                 self._note_refusal(question, rejected=False)
             return self._fallback(question)
         except Exception as exc:  # noqa: BLE001  (a defect, of ours or of a library)
-            # The place but not the message, which could quote the request.
-            place = "".join(traceback.format_tb(exc.__traceback__))
-            logger.error(  # noqa: TRY400  (.exception would add the message)
-                "error during a lookup, please report",
-                extra={"error": type(exc).__name__, "stack": place},
-            )
+            self._defects.report("error during a lookup, please report", exc)
             return self._fallback(question)
         if owner is None or identifier is None:
             self._answers.pop(question.key, None)
@@ -357,7 +353,7 @@ class Resolver:
         if now >= self._shed_logged_at + _SHED_LOG_INTERVAL:
             logger.warning(
                 "too many lookups at once, requests are routed by their fallback",
-                extra={"max_lookups": self.max_lookups, "requests": self.shed - self._shed_logged},
+                extra={"max_lookups": self.max_lookups, "lookups": self.shed - self._shed_logged},
             )
             self._shed_logged, self._shed_logged_at = self.shed, now
 

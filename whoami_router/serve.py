@@ -34,7 +34,8 @@ def serve(settings: Settings) -> None:
     # listener opens: whoever sees it may send a signal at once, and its socket has to go.
     for stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop, _exit)
-    if settings.admin_listen == settings.listen:
+    same = settings.admin_listen == settings.listen
+    if same and getattr(settings.listen, "port", None) != 0:  # of which there are two
         raise CannotListen(
             f"--admin-listen: {settings.listen} is that of --listen; leave the option out to have "
             "both in one place."
@@ -52,11 +53,12 @@ def serve(settings: Settings) -> None:
 
 @contextmanager
 def _opened(option: str, address: ListenAddress) -> Iterator[Listener]:
-    try:
-        with open_listener(address) as listener:
-            yield listener
-    except CannotListen as exc:
-        raise CannotListen(f"{option}: cannot listen on {address}: {exc}.") from exc
+    with ExitStack() as stack:
+        try:
+            listener = stack.enter_context(open_listener(address))
+        except CannotListen as exc:
+            raise CannotListen(f"{option}: cannot listen on {address}: {exc}.") from exc
+        yield listener
 
 
 def _log_start(settings: Settings, listener: Listener, admin: Listener | None) -> None:
@@ -84,9 +86,11 @@ def _run(settings: Settings, listener: Listener, admin: Listener | None) -> None
     gc.collect()
     gc.freeze()
     _Server(app, listener, admin).run(sockets=[listener.socket])
-    for each in (listener, admin):
+    for option, each in (("--listen", listener), ("--admin-listen", admin)):
         if each is not None and not each.reachable():
-            raise CannotListen("the socket was removed or replaced in use; start the service again")
+            raise CannotListen(
+                f"{option}: the socket was removed or replaced in use; start the service again."
+            )
 
 
 def _exit(number: int, _: FrameType | None) -> NoReturn:
@@ -114,9 +118,17 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer what was asked, and close all connections."""
+        try:
+            if self._admin is not None:
+                await self._admin.stop()
+        finally:
+            await super().shutdown(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """End, and at a second signal in haste."""
+        super().handle_exit(sig, frame)
         if self._admin is not None:
-            await self._admin.stop()
-        await super().shutdown(sockets)
+            self._admin.force_exit = self.force_exit
 
     async def on_tick(self, counter: int) -> bool:
         """Return whether to end; uvicorn asks every 0.1 s."""

@@ -128,5 +128,5 @@ async def test_shedding_is_a_line_a_minute_with_the_number(resolver, clock, capl
             await resolver.resolve(b"c%d" % number, CALLER)
         clock.now += 60
     said = [logged.fields(record) for record in caplog.records]
-    assert said == [{"max_lookups": 2, "requests": number} for number in (1, 100, 100)]
+    assert said == [{"max_lookups": 2, "lookups": number} for number in (1, 100, 100)]
     assert resolver.shed == 300
