@@ -14,6 +14,7 @@ COPY constraints.txt ./
 RUN pip install --root-user-action=ignore --constraint constraints.txt hatchling
 COPY pyproject.toml README.md LICENSE ./
 COPY nginx nginx
+COPY docs docs
 COPY deploy deploy
 COPY whoami_router whoami_router
 # 1980, where the times of a wheel begin. With it Python's compiled files name their source by its
