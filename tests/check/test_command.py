@@ -547,6 +547,24 @@ def test_fallback_for_the_token_is_found(tmp_path, closed, token_file):
     assert "source fingerprint" in line
 
 
+def test_router_that_is_told_to_go_by_the_token_is_not_wrong(tmp_path, token_file):
+    synapse = FakeSynapse(owners={NATIVE.decode(): "@alice:example.org"})
+    with (
+        served(synapse) as address,
+        Router(tmp_path, f"http://{address}", "--native-tokens", "decode") as router,
+    ):
+        asked = check(
+            *("--listen", router.address, "--synapse-url", f"http://{address}"),
+            *("--token-file", token_file(NATIVE.decode())),
+        )
+    assert asked.returncode == 0
+    assert "--native-tokens=decode" in asked.stdout
+
+
+def test_name_that_no_host_can_have_is_found():
+    assert "no host of this name" in one_wrong(router_says("--listen", "a..b:9009"))
+
+
 # What it costs.
 
 

@@ -77,6 +77,8 @@ def get(
         raise NoAnswer(Reason.LATE, f"did not answer within {timeout:g} s") from exc
     except OSError as exc:
         raise _no_answer(exc, address) from exc
+    except UnicodeError as exc:  # of a name that none can have
+        raise NoAnswer(Reason.UNKNOWN_HOST, "there is no host of this name") from exc
     return _read(answer)
 
 

@@ -45,10 +45,12 @@ def look(
     admin_listen: ListenAddress | None,
     *,
     ready: bool,
+    timeout: float,
 ) -> Iterator[Finding]:
     """Yield whether a router answers nginx at ``listen``, and at ``admin_listen`` that it lives.
 
     With ``ready`` it is also asked whether it can ask Synapse, else nothing depends on Synapse.
+    ``timeout`` is --whoami-timeout, in seconds.
     """
     place = connectable(listen)
     admin_place = connectable(admin_listen) if admin_listen is not None else place
@@ -65,7 +67,7 @@ def look(
         if admin_place is not None:
             yield _lives(admin_place, separate=admin_listen is not None)
             if ready:
-                yield _ready(admin_place)
+                yield _ready(admin_place, timeout=timeout)
     except _Wrong as exc:
         yield exc.finding
 
@@ -103,6 +105,13 @@ def resolve(
                 "the router says that Synapse rejects the token",
                 "see whether it asks the same Synapse; a rejection is remembered for "
                 "--rejected-ttl seconds",
+            )
+        case "token" if identifier is not None and identifier == expected:
+            yield note(
+                PART,
+                "the router goes by the name in the token: it is told to (--native-tokens=decode), "
+                "or it could not ask Synapse",
+                "if it is not told to, look at /ready and at the router's log",
             )
         case "fingerprint" | "token" | "stale" | "":
             yield wrong(
@@ -165,9 +174,9 @@ def _lives(address: Tcp | Unix, *, separate: bool) -> Finding:
     raise _Wrong(wrong(PART, f"{address}: answered {status} at /health", remedy))
 
 
-def _ready(address: Tcp | Unix) -> Finding:
+def _ready(address: Tcp | Unix, *, timeout: float) -> Finding:
     # As long as it takes the service to find out that Synapse hangs, and a bit.
-    answer = _asked(address, "/ready", timeout=10)
+    answer = _asked(address, "/ready", timeout=max(timeout + 1, 10))
     if answer.status == _NO_CONTENT:
         return ok(PART, f"{address}: it can ask Synapse (/ready)")
     reason = quoted(answer.body.decode(errors="replace")) if answer.status == _UNAVAILABLE else ""

@@ -149,7 +149,14 @@ def _synapse(asked: _Asked) -> tuple[Sequence[Finding], list[str]]:
 
 
 def _router(asked: _Asked, token: "TokenFile | None", identifier: str | None) -> Sequence[Finding]:
-    findings = list(router.look(asked.listen, asked.admin_listen, ready="synapse" in asked.parts))
+    findings = list(
+        router.look(
+            asked.listen,
+            asked.admin_listen,
+            ready="synapse" in asked.parts,
+            timeout=asked.whoami_timeout,
+        )
+    )
     address = router.connectable(asked.listen)
     # To a server that is no whoami-router no token is sent.
     if token is not None and address is not None and all_well(findings):
