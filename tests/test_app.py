@@ -16,7 +16,7 @@ from tests.test_tokens import NATIVE
 from whoami_router.app import Application, create_app
 from whoami_router.defects import Defects
 from whoami_router.metrics import Metrics
-from whoami_router.settings import Settings
+from whoami_router.settings import Settings, Tcp
 from whoami_router.tokens import fingerprint
 
 pytestmark = pytest.mark.anyio
@@ -224,6 +224,23 @@ async def test_defects_are_a_line_a_minute_however_many_requests_meet_them(caplo
         clock.now += 60
     assert [logged.fields(record)["times"] for record in caplog.records] == [1, 10, 10]
     assert "very-secret" not in logged.text(caplog)
+
+
+async def test_connections_are_closed_at_the_end_also_with_a_listener_for_administrators():
+    class Closing(httpx.AsyncBaseTransport):
+        closed = False
+
+        async def handle_async_request(self, request):
+            raise httpx.ConnectError("nobody", request=request)
+
+        async def aclose(self):
+            self.closed = True
+
+    closing = Closing()
+    app = create_app(Settings(admin_listen=Tcp("localhost", 1)), transport=lambda _: closing)
+    async with app.others.router.lifespan_context(app.others):
+        assert not closing.closed
+    assert closing.closed
 
 
 async def test_end_in_haste_is_answered_204():

@@ -21,7 +21,7 @@ from whoami_router.whoami import LeftAlone, Owner, TokenUnanswerable, WhoamiUnav
 
 pytestmark = pytest.mark.anyio
 
-SETTINGS = Settings(cache_size=3, rejected_size=2, max_lookups=2)
+SETTINGS = Settings(cache_size=3, rejected_size=2, max_lookups=4)
 SOURCES = {*Source, "error"}
 OUTCOMES = {"owner", "rejected", "unavailable", "unanswerable", "left_alone", "error"}
 
@@ -75,7 +75,7 @@ async def test_everything_is_there_from_the_start_so_that_a_rate_sees_the_first_
     started = {name: value for name, value in found.items() if name.startswith("whoami_router_")}
     limits = {
         f"whoami_router_build_info {__version__}": 1,
-        "whoami_router_lookups_limit": 2,
+        "whoami_router_lookups_limit": 4,
         "whoami_router_remembered_owners_limit": 3,
         "whoami_router_remembered_rejections_limit": 2,
     }
@@ -87,6 +87,15 @@ async def test_everything_is_there_from_the_start_so_that_a_rate_sees_the_first_
         "process_max_fds",
         "process_start_time_seconds",
     } <= found.keys()
+    assert any(name.startswith("python_info") for name in found)
+    assert any(name.startswith("python_gc_") for name in found)
+    bounds = [
+        name.split()[1]
+        for name in found
+        if name.startswith("whoami_router_lookup_duration_seconds_bucket")
+    ]
+    steps = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, math.inf)
+    assert tuple(map(float, bounds)) == steps
 
 
 async def test_answers_are_counted_by_their_source(client, synapse, clock):
@@ -131,14 +140,14 @@ async def test_memory_and_what_had_to_make_room(client):
 
 async def test_lookups_in_flight_and_shed(client, synapse):
     synapse.held = True
-    waiting = [asyncio.create_task(resolve(client, f"token-{number}")) for number in range(2)]
+    waiting = [asyncio.create_task(resolve(client, f"token-{number}")) for number in range(4)]
     async with asyncio.timeout(5):
-        while len(synapse.requests) < 2:  # noqa: ASYNC110  (the stand-in has no Event)
+        while len(synapse.requests) < 4:  # noqa: ASYNC110  (the stand-in has no Event)
             await asyncio.sleep(0)
     for _ in range(3):
         await resolve(client, "token-9")
     found = await read(client)
-    assert found["whoami_router_lookups_in_flight"] == 2
+    assert found["whoami_router_lookups_in_flight"] == 4
     assert found["whoami_router_lookups_shed_total"] == 3
     synapse.held = False
     await asyncio.gather(*waiting)
@@ -238,6 +247,7 @@ async def test_media_type_is_the_one_that_was_asked_for(client, accept, media_ty
     response = await client.get("/metrics", headers={"accept": accept})
     assert response.headers["content-type"].startswith(media_type)
     assert ("# EOF" in response.text) == (media_type != "text/plain")
+    assert response.headers["cache-control"] == "no-store"
 
 
 async def test_each_url_is_counted_by_itself_and_each_loss_of_it(synapse, clock):

@@ -163,7 +163,10 @@ def test_status_page_may_load_nothing_and_be_framed_nowhere(tmp_path, synapse_ur
     assert policy["default-src"] == "'none'"
     assert policy["connect-src"] == "'self'"
     assert "unsafe" not in policy["script-src"]
-    assert policy["frame-ancestors"] == "'none'"
+    for directive in ("frame-ancestors", "base-uri", "form-action"):
+        assert policy[directive] == "'none'"
+    assert response.headers["cache-control"] == "no-store"
+    assert response.headers["x-content-type-options"] == "nosniff"
     shipped = Path(__file__).parents[1] / "whoami_router/status.html"
     assert response.content == shipped.read_bytes()
 

@@ -40,7 +40,7 @@ class Metrics:
     it is counted at each request, and a counter of prometheus_client's takes many times as long.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         # A second time series for each counter, which nobody reads.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.resolves: dict[str, int] = dict.fromkeys(

@@ -142,6 +142,8 @@ async def test_debug_log_has_a_dozen_digits_of_a_fingerprint(resolver, lookup, c
     lookup.failure = WhoamiUnavailable("away")
     await resolver.resolve(b"very-secret", CALLER)
     digits = hashlib.sha256(b"very-secret").hexdigest()
+    first = logged.fields(caplog.records[0])
+    assert first == {"fingerprint": digits[:12], "reason": "away"}
     assert f"sha256:{digits[:12]}" in logged.text(caplog)
     assert digits[:13] not in logged.text(caplog)
 

@@ -10,10 +10,13 @@ from click.shell_completion import get_completion_class
 def command(ctx: click.Context, shell: str) -> None:
     """Print what SHELL needs to complete commands, options and their values.
 
-    For bash: whoami-router completion bash > /etc/bash_completion.d/whoami-router
-    """
+    \b
+    bash, in ~/.bashrc:  source <(whoami-router completion bash)
+    zsh, in ~/.zshrc:    source <(whoami-router completion zsh)
+    fish:                whoami-router completion fish | source
+    """  # noqa: D301  (click's mark for lines that stay as they are)
     complete = get_completion_class(shell)
-    if complete is None:
+    if complete is None:  # which click's types admit, though it is one of those that are offered
         raise click.ClickException(f"click knows no completion for {shell}.")
     root = ctx.find_root()
     script = complete(root.command, {}, "whoami-router", "_WHOAMI_ROUTER_COMPLETE")
