@@ -54,7 +54,7 @@ PERFORMANCE = [
     *(
         ("performance.json", part)
         for part in (
-            *("hits", "service", "processes", "misses", "storm", "memory", "syncs"),
+            *("hits", "service", "counting", "processes", "misses", "storm", "memory", "syncs"),
             "endpoints",
         )
     ),
