@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from bench import hits, processes, report
+from bench import counting, hits, processes, report
 from bench.plot import draw
 from bench.results import Results
 from bench.sites import CONTENDERS
@@ -351,3 +351,11 @@ def test_each_of_two_router_processes_works():
     assert len(used) == 2
     # Idle, it has some as well.
     assert min(used) > max(used) / 4
+
+
+def test_counting_has_every_figure():
+    results = Results()
+    counting.measure(results, calls=1000, reads=2)
+    cases = ("a hit, without HTTP", "counting it", "counting it by prometheus_client")
+    assert {series.case for series in results} == {*cases, "reading /metrics"}
+    assert all(series.figure == "call_us" for series in results)
