@@ -48,14 +48,9 @@ class _Asked:
     show_envvar=True,
     help="Say whose access token is in this file (-: standard input). It is never printed.",
 )
-@click.option(
-    "--nginx-conf",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    envvar="WHOAMI_ROUTER_NGINX_CONF",
-    show_envvar=True,
-    help="Look at nginx's configuration in this file, and in those that it includes, and whether "
-    "whoami-router answers where nginx asks.",
+@options.nginx_conf(
+    "Look at nginx's configuration in this file, and in those that it includes, and whether "
+    "whoami-router answers where nginx asks."
 )
 @click.option(
     "--only",

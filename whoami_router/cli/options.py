@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -90,6 +91,18 @@ def option(
         default=None if default is None else str(default),
         show_default=default is not None,
         envvar=f"WHOAMI_ROUTER_{field.upper()}",
+        show_envvar=True,
+        help=help_,
+    )
+
+
+def nginx_conf(help_: str) -> Callable[[F], F]:
+    """Return the option that names nginx's configuration; what for differs by command."""
+    return click.option(
+        "--nginx-conf",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        envvar="WHOAMI_ROUTER_NGINX_CONF",
         show_envvar=True,
         help=help_,
     )

@@ -68,14 +68,7 @@ def _weight(text: str) -> tuple[str, int]:
 
 @click.command("where")
 @click.argument("users", metavar="[USER]...", nargs=-1, type=options.parsed_by(_user))
-@click.option(
-    "--nginx-conf",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    envvar="WHOAMI_ROUTER_NGINX_CONF",
-    show_envvar=True,
-    help="nginx's configuration: nginx.conf, or the file with the upstreams.",
-)
+@options.nginx_conf("nginx's configuration: nginx.conf, or the file with the upstreams.")
 @click.option(
     "--pool",
     "pools",
