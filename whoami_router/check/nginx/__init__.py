@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from whoami_router.check.findings import Finding, ok, wrong
-from whoami_router.check.nginx import asking, edge_cache, logs, pools, private
+from whoami_router.check.nginx import asking, edge_cache, logs, pools, private, unasked
 from whoami_router.check.nginx.site import IDENTIFIER_HEADER, PART, Site, auth_request
 from whoami_router.nginx_conf import Directive, Location, UnreadableConfiguration, load
 from whoami_router.settings import ListenAddress
@@ -99,7 +99,7 @@ def _found(site: Site, *, whoami_timeout: float, listen: ListenAddress | None) -
             yield from edge_cache.look(site, found)
     of_pools = list(pools.look(site, asking_well))
     yield from of_pools
-    yield from pools.unasked(site, askers, told={one.place for one in of_pools})
+    yield from unasked.look(site, askers, told={one.place for one in of_pools})
     servers = {id(one.server) for one in askers}
     yield from pools.missing_pools(
         site, [one for one in site.locations if id(one.server) in servers]
@@ -134,7 +134,7 @@ def _is_ours(location: Location) -> bool:
 def _takers(site: Site) -> Iterator[Finding]:
     """Yield locations that take an answer and ask nobody."""
     for location in site.locations:
-        if pools.asks_nothing(location):
+        if unasked.asks_nothing(location):
             yield wrong(
                 PART,
                 "an answer is taken here, and nobody is asked for it: nothing goes by user",

@@ -1,11 +1,10 @@
-"""The location where nginx asks whoami-router: what it sends, and that it fails open."""
+"""The location where nginx asks whoami-router: whom it asks, and over which connections."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from whoami_router.check.findings import Finding, note, ok, wrong
-from whoami_router.check.nginx import reached
+from whoami_router.check.nginx import fails_open, reached, told
 from whoami_router.check.nginx.site import (
     PART,
     Sample,
@@ -13,12 +12,12 @@ from whoami_router.check.nginx.site import (
     Target,
     Walk,
     auth_request,
-    depends_on,
     hash_of,
     modifier_and_path,
     parse_target,
     primary_servers,
     seconds,
+    value,
 )
 from whoami_router.nginx_conf import Directive, Location
 from whoami_router.nginx_maps import Undecided
@@ -26,15 +25,8 @@ from whoami_router.settings import Inherited, ListenAddress, Tcp, Unix
 
 # So long whoami-router keeps an idle connection.
 _IDLE_SECONDS = 75
-# So long a router that hangs may hold a request up.
-_LONGEST_WAIT = 10
-_DEFAULT_WAIT = "60s"
-
-# What nginx answers itself when a router is away, and what something else in its place would.
-_MUST_FAIL_OPEN = ("400", "401", "403", "404", "429", "500", "502", "503", "504")
 
 _SNIPPET = "snippets/whoami_router.conf"
-_OPEN = "error_page 400 401 403 404 429 500 502 503 504 = @whoami_router_unavailable;"
 
 _SYNC = Sample("a sync", "GET", "/_matrix/client/v3/sync?since=s1")
 
@@ -100,10 +92,9 @@ def look(
         *_target(asking, listen),
         *_answers(site, asking, listen),
         *_outsiders(asking),
-        *_sent(site, asking),
+        *told.look(site, asking.location),
         *_connections(site, asking),
-        *_fails_open(site, asking),
-        *_waits(asking, whoami_timeout),
+        *fails_open.look(site, asking.location, whoami_timeout=whoami_timeout),
     ]
     if all(one.status != "wrong" for one in findings):
         yield ok(PART, f"whoami-router is asked, and fails open (location at {asking.place})")
@@ -220,104 +211,13 @@ def _outsiders(asking: Asking) -> Iterator[Finding]:
         )
 
 
-# What it is told.
-
-
-def _sent(site: Site, asking: Asking) -> Iterator[Finding]:
-    headers = _Headers(asking.location)
-    if headers.value("content-length") != "" and not any(
-        asking.location.inherited("proxy_set_body")
-    ):
-        yield wrong(
-            PART,
-            "a POST announces a body that nginx does not send, and the next question on that "
-            "connection fails",
-            'proxy_set_header Content-Length "";',
-            headers.place("content-length"),
-        )
-    if not headers.passes("authorization"):
-        yield wrong(
-            PART,
-            "whoami-router is not told the client's Authorization: no token in a header is found",
-            "proxy_set_header Authorization $http_authorization;",
-            headers.place("authorization"),
-        )
-    uri = headers.value("x-original-uri") or headers.value("x-forwarded-uri")
-    if uri is None or not depends_on(site, uri, "request_uri"):
-        yield wrong(
-            PART,
-            "tokens in the query are not found: in the auth location $uri and $args are its own",
-            "proxy_set_header X-Original-URI $request_uri;",
-            headers.place("x-original-uri"),
-        )
-    yield from _about_the_client(headers)
-    if headers.passes_all:
-        yield note(
-            PART,
-            "cookies and all other headers of the client reach whoami-router, to no purpose",
-            "proxy_pass_request_headers off;",
-            asking.place,
-        )
-
-
-class _Headers:
-    """What a location sends; one proxy_set_header drops all that would be inherited."""
-
-    def __init__(self, location: Location) -> None:
-        self._place = location.directive.place
-        self._lines = {
-            one.args[0].lower(): one for one in location.inherited("proxy_set_header") if one.args
-        }
-        self.passes_all = _value(location, "proxy_pass_request_headers", "on") == "on"
-
-    def value(self, name: str) -> str | None:
-        """Return what the header is set to, None if it is not set."""
-        return self._lines[name].args[-1] if name in self._lines else None
-
-    def passes(self, name: str) -> bool:
-        """Return whether the client's own header is passed on."""
-        value = self.value(name)
-        if value is None:
-            return self.passes_all
-        return value == f"$http_{name.replace('-', '_')}"
-
-    def place(self, name: str) -> str:
-        """Return where the header is set, or else the location."""
-        return self._lines[name].place if name in self._lines else self._place
-
-
-def _about_the_client(headers: _Headers) -> Iterator[Finding]:
-    address = headers.value("x-forwarded-for")
-    if address is None and not headers.passes_all:
-        yield wrong(
-            PART,
-            "Synapse records whoami-router's address as that of the user's device",
-            "proxy_set_header X-Forwarded-For $remote_addr;",
-            headers.place("x-forwarded-for"),
-        )
-    elif address is None or "$proxy_add_x_forwarded_for" in address:
-        yield note(
-            PART,
-            "a client chooses, by a header of its own, the address that Synapse records for it",
-            "proxy_set_header X-Forwarded-For $remote_addr;",
-            headers.place("x-forwarded-for"),
-        )
-    if not headers.passes("user-agent"):
-        yield wrong(
-            PART,
-            "Synapse records whoami-router as the user's device (User-Agent)",
-            "proxy_set_header User-Agent $http_user_agent;",
-            headers.place("user-agent"),
-        )
-
-
 # Over which connections.
 
 
 def _connections(site: Site, asking: Asking) -> Iterator[Finding]:
     location, upstream = asking.location, asking.upstream
     each = "each question opens a connection of its own (before nginx 1.29.7)"
-    if _value(location, "proxy_http_version", "") not in ("1.1", "2"):
+    if value(location, "proxy_http_version", "") not in ("1.1", "2"):
         yield wrong(PART, each, "proxy_http_version 1.1;", asking.place)
     connection = [
         one
@@ -407,112 +307,3 @@ def _asked_text(site: Site, asking: Asking, sample: Sample, template: str) -> st
         return walk.text(template)
     except Undecided:
         return None
-
-
-# What happens without an answer.
-
-
-def _fails_open(site: Site, asking: Asking) -> Iterator[Finding]:
-    location = asking.location
-    if _value(location, "proxy_intercept_errors", "off") != "on":
-        yield wrong(
-            PART,
-            "an error of whoami-router, or of what is in its place, becomes the client's: a 401 "
-            "logs it out",
-            "proxy_intercept_errors on;",
-            _place(location, "proxy_intercept_errors", asking.place),
-        )
-    pages = location.inherited("error_page")
-    codes: dict[str, Directive] = {}
-    for page in pages:
-        for code in page.args:
-            if code.isdigit():
-                codes.setdefault(code, page)
-    missing = [code for code in _MUST_FAIL_OPEN if code not in codes]
-    if missing:
-        yield wrong(
-            PART,
-            "an error of whoami-router, or its absence, is an error for the client: no error_page "
-            f"for {', '.join(missing)}",
-            f"{_OPEN}, and location @whoami_router_unavailable {{ return 204; }}",
-            pages[0].place if pages else asking.place,
-        )
-    for page in {
-        id(codes[code]): codes[code] for code in _MUST_FAIL_OPEN if code in codes
-    }.values():
-        problem = _not_open(site, location, page)
-        if problem is not None:
-            what, remedy = problem
-            yield wrong(PART, what, remedy, page.place)
-    if "408" in codes:
-        yield note(
-            PART,
-            "nginx drops the client's connection on a 408, intercepted or not",
-            "take 408 out of the line",
-            codes["408"].place,
-        )
-
-
-def _not_open(site: Site, location: Location, page: Directive) -> tuple[str, str] | None:
-    """Return why an ``error_page`` does not end in a 2xx, and the remedy; None if it does."""
-    *before, target = page.args
-    response = next((one for one in before if one.startswith("=")), None)
-    if response is not None and re.fullmatch("=2[0-9]{2}", response):
-        return None
-    if response is None:
-        return (
-            "without `=` the client gets the error nevertheless",
-            f"error_page ... = {target};",
-        )
-    server = location.server
-    if not target.startswith("@") or server is None:
-        return (
-            f"whether {target} answers 2xx cannot be told: nothing else lets the request go on",
-            f"{_OPEN}, and location @whoami_router_unavailable {{ return 204; }}",
-        )
-    named = site.named(server, target)
-    returns = [] if named is None else [one.args[0] for one in named.directive.find("return")]
-    if named is None or not any(re.fullmatch("2[0-9]{2}", status) for status in returns):
-        return (
-            f"{target} does not answer 204: when whoami-router is away the client gets an error",
-            f"location {target} {{ return 204; }}",
-        )
-    return None
-
-
-def _waits(asking: Asking, whoami_timeout: float) -> Iterator[Finding]:
-    location = asking.location
-    reading = seconds(_value(location, "proxy_read_timeout", _DEFAULT_WAIT))
-    connecting = seconds(_value(location, "proxy_connect_timeout", _DEFAULT_WAIT))
-    if reading is not None and reading > _LONGEST_WAIT:
-        yield wrong(
-            PART,
-            f"a whoami-router that hangs holds each request up for {reading:g} s",
-            f"proxy_read_timeout {max(3, int(whoami_timeout) + 1)}s;",
-            _place(location, "proxy_read_timeout", asking.place),
-        )
-    if reading is not None and reading <= whoami_timeout:
-        yield wrong(
-            PART,
-            f"nginx waits {reading:g} s, no longer than whoami-router for Synapse "
-            f"(--whoami-timeout {whoami_timeout:g}): its fallbacks come too late",
-            f"proxy_read_timeout {int(whoami_timeout) + 1}s;",
-            _place(location, "proxy_read_timeout", asking.place),
-        )
-    if connecting is not None and connecting > _LONGEST_WAIT:
-        yield wrong(
-            PART,
-            f"a whoami-router that takes no connections holds each request up for {connecting:g} s",
-            "proxy_connect_timeout 1s;",
-            _place(location, "proxy_connect_timeout", asking.place),
-        )
-
-
-def _value(location: Location, name: str, default: str) -> str:
-    directives = location.inherited(name)
-    return directives[-1].args[0] if directives and directives[-1].args else default
-
-
-def _place(location: Location, name: str, default: str) -> str:
-    directives = location.inherited(name)
-    return directives[-1].place if directives else default

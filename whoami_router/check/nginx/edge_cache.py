@@ -6,7 +6,7 @@ from pathlib import Path
 
 from whoami_router.check.findings import Finding, note, ok, wrong
 from whoami_router.check.nginx.asking import Asking
-from whoami_router.check.nginx.pools import SYNC
+from whoami_router.check.nginx.samples import SYNC
 from whoami_router.check.nginx.site import PART, Sample, Site, Walk, depends_on, seconds
 from whoami_router.nginx_conf import Directive, Location
 from whoami_router.nginx_maps import Undecided

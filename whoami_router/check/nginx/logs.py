@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from whoami_router.check.findings import Finding, note, wrong
-from whoami_router.check.nginx.pools import SYNC
+from whoami_router.check.nginx.samples import SYNC
 from whoami_router.check.nginx.site import PART, Sample, Site, Walk
 from whoami_router.nginx_conf import Location
 from whoami_router.nginx_maps import Undecided

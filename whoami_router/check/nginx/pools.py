@@ -1,11 +1,11 @@
 """Where requests go that are asked about: pools that are hashed by the user, and how."""
 
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from whoami_router.check.findings import Finding, note, ok, wrong
+from whoami_router.check.nginx import passed_on, unasked
+from whoami_router.check.nginx.samples import SYNC, SYNCS
 from whoami_router.check.nginx.site import (
     IDENTIFIER_HEADER,
     PART,
@@ -13,62 +13,19 @@ from whoami_router.check.nginx.site import (
     Sample,
     Site,
     depends_on,
-    error_page,
     hash_of,
-    modifier_and_path,
     primary_servers,
-    seconds,
 )
 from whoami_router.nginx_conf import Directive, Location
 from whoami_router.nginx_maps import Undecided, variables
-
-SYNC = Sample("a sync", "GET", "/_matrix/client/v3/sync?since=s1&timeout=30000")
-_INITIAL = Sample("an initial sync", "GET", "/_matrix/client/v3/sync")
-_SLIDING = Sample(
-    "a sliding sync",
-    "POST",
-    "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync?pos=1",
-)
-SYNCS = (SYNC, _INITIAL, _SLIDING)
-
-# What else is a sync, of which a location may be made.
-_ALL_SYNCS = (
-    *SYNCS,
-    Sample("an old client's sync", "GET", "/_matrix/client/r0/sync?since=s1"),
-    Sample("an old client's sync", "GET", "/_matrix/client/r0/events?from=s1"),
-    Sample("an old client's sync", "GET", "/_matrix/client/v3/events?from=s1"),
-)
-# Other requests, to try which location they have.
-_OTHER_PATHS = (
-    "/",
-    "/_matrix/client/versions",
-    "/_matrix/client/v3/account/whoami",
-    "/_matrix/client/v3/keys/query",
-    "/_matrix/client/v3/pushrules/",
-    "/_matrix/client/v3/rooms/!r:h/messages",
-    "/_matrix/client/v3/rooms/!r:h/state",
-    "/_matrix/client/v3/user/@u:h/account_data/x",
-    "/_matrix/client/v3/presence/@u:h/status",
-    "/_matrix/client/v3/profile/@u:h",
-)
 
 _MESSAGES = Sample("a room's messages", "GET", "/_matrix/client/v3/rooms/!{}:h/messages?dir=b")
 _SEND = Sample("a transaction", "PUT", "/_matrix/federation/v1/send/{}")
 
 _ONE, _OTHER = "192.0.2.1", "192.0.2.2"
 
-_INCLUDE = "include snippets/route_by_user.conf; in the location that they go to"
-
 _KEY = "$sync_routing_key"
 _HASH = f"hash {_KEY} consistent; (of conf.d/maps.conf)"
-
-# Between nginx and whoami-router only.
-_OURS = ("X-User-Identifier", "X-User-Identifier-Source")
-# What Synapse believes nginx, and nobody else.
-_CLIENTS = {"Host": "$host", "X-Forwarded-For": "$remote_addr", "X-Forwarded-Proto": "$scheme"}
-
-# Twisted, under Synapse, closes a connection that was idle for so long.
-_IDLE_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +59,7 @@ def look(site: Site, askers: Sequence[Location]) -> Iterator[Finding]:
             continue
         unset = list(_set(location))
         yield from unset
-        yield from _to_synapse(location)
-        yield from _errors_of_others(site, location)
+        yield from passed_on.look(site, location)
         for sample in [] if unset else _arriving(site, location):
             found = _pool(site, location, sample)
             if isinstance(found, _Pool):
@@ -111,7 +67,7 @@ def look(site: Site, askers: Sequence[Location]) -> Iterator[Finding]:
             elif found is not None:
                 yield found
     yield from _of_pools(site, pools.values())
-    yield from _ways_past(site, askers, pools)
+    yield from unasked.ways_past(site, askers, pools)
     yield from _others(site, askers)
 
 
@@ -125,8 +81,7 @@ def _of_pools(site: Site, pools: Iterable[_Pool]) -> Iterator[Finding]:
         elif not findings:
             well.append(f"{pool.name} ({len(pool.servers)} servers)")
         yield from findings
-        yield from _kept(pool)
-        yield from _started_twice(pool)
+        yield from passed_on.to_pool(pool.location, pool.upstream)
     if well:
         yield ok(PART, f"syncs go by user: {', '.join(well)}")
     if single:
@@ -324,234 +279,7 @@ def _fallback_problem(site: Site, pool: _Pool) -> str | None:
     return None
 
 
-# How it is passed on.
-
-
-def _to_synapse(location: Location) -> Iterator[Finding]:
-    lines = [one for one in location.inherited("proxy_set_header") if one.args]
-    headers = {one.args[0].lower(): one.args[-1] for one in lines}
-    place = lines[0].place if lines else next(location.directive.find("proxy_pass")).place
-    if not any(one.args == ("off",) for one in location.inherited("proxy_pass_request_headers")):
-        own = [name for name in _OURS if headers.get(name.lower()) != ""]
-        if own:
-            yield note(
-                PART,
-                f"clients' own headers reach Synapse: {', '.join(own)}",
-                " ".join(f'proxy_set_header {name} "";' for name in own),
-                place,
-            )
-    missing = [name for name in _CLIENTS if name.lower() not in headers]
-    if missing:
-        yield note(
-            PART,
-            f"Synapse does not hear from nginx who the client is, and whom it asked for: "
-            f"{', '.join(missing)}",
-            " ".join(f"proxy_set_header {name} {_CLIENTS[name]};" for name in missing),
-            place,
-        )
-
-
-def _kept(pool: _Pool) -> Iterator[Finding]:
-    """Say what is half done about connections that stay; who wants none has none of the three."""
-    location = pool.location
-    version = location.inherited("proxy_http_version")
-    connection = next(
-        (
-            one
-            for one in location.inherited("proxy_set_header")
-            if one.args and one.args[0].lower() == "connection"
-        ),
-        None,
-    )
-    kept = next(pool.upstream.find("keepalive"), None)
-    lines = {
-        "keepalive 32;": (kept, pool.upstream.place),
-        "proxy_http_version 1.1;": (version[-1] if version else None, location.directive.place),
-        'proxy_set_header Connection "";': (connection, location.directive.place),
-    }
-    missing = {line: place for line, (found, place) in lines.items() if found is None}
-    if len(missing) < len(lines):
-        for line, place in missing.items():
-            yield note(
-                PART,
-                "each request to Synapse opens a connection of its own (before nginx 1.29.7)",
-                line,
-                place,
-            )
-    if kept is None:
-        return
-    idle = next(pool.upstream.find("keepalive_timeout"), None)
-    idle_seconds = seconds(idle.args[0]) if idle is not None and idle.args else _IDLE_SECONDS
-    if idle_seconds is not None and idle_seconds >= _IDLE_SECONDS:
-        yield note(
-            PART,
-            f"{pool.name}: Synapse closes idle connections after {_IDLE_SECONDS} s, and a POST in "
-            "that moment fails",
-            "keepalive_timeout 30s;",
-            kept.place if idle is None else idle.place,
-        )
-
-
-def _started_twice(pool: _Pool) -> Iterator[Finding]:
-    location = pool.location
-
-    def limit(name: str, default: str) -> tuple[float, str]:
-        found = location.inherited(name)
-        text = found[-1].args[0] if found and found[-1].args else default
-        return seconds(text) or 0, found[-1].place if found else location.directive.place
-
-    next_of = location.inherited("proxy_next_upstream")
-    causes = next_of[-1].args if next_of else ("error", "timeout")
-    until, place = limit("proxy_next_upstream_timeout", "0")
-    reading, _ = limit("proxy_read_timeout", "60s")
-    if len(pool.servers) > 1 and "timeout" in causes and not 0 < until < reading:
-        yield note(
-            PART,
-            f"a sync that takes longer than {reading:g} s (proxy_read_timeout) is started again on "
-            "another worker",
-            f"proxy_next_upstream_timeout {min(30, max(1, int(reading) // 2))}s;",
-            place,
-        )
-
-
-def _errors_of_others(site: Site, location: Location) -> Iterator[Finding]:
-    """Say that a location that an error page leads to has none of its own, but for one line."""
-    name = location.directive.args[0] if location.directive.args else ""
-    server = location.server
-    if not name.startswith("@") or server is None:
-        return
-    leads = any(
-        page.args[-1] == name
-        for one in (server, *(each.directive for each in site.of_server(server)))
-        for page in one.find("error_page")
-        if page.args
-    )
-    recursive = location.inherited("recursive_error_pages")
-    if leads and error_page(location, 502) and (not recursive or recursive[-1].args != ("on",)):
-        yield wrong(
-            PART,
-            f"error pages do not count in {name}, which one led to: when its workers are away "
-            "clients get nginx's HTML",
-            "recursive_error_pages on;",
-            location.directive.place,
-        )
-
-
-# Requests that do not come by here.
-
-
-def _ways_past(site: Site, askers: Sequence[Location], pools: Collection[str]) -> Iterator[Finding]:
-    """Yield syncs that nobody asks about though they should be; ``pools`` are for those asked."""
-    for server in {id(one.server): one.server for one in askers}.values():
-        assert server is not None  # noqa: S101  (those who ask are in one)
-        arrivals = {}
-        for sample in SYNCS:
-            with suppress(Undecided):
-                arrivals[sample.what] = (sample, site.walk(server, sample.with_token("t"), "alice"))
-        asked = any(arrival.asked is not None for _, arrival in arrivals.values())
-        by_user: dict[tuple[str, str], bool] = defaultdict(bool)
-        past: dict[tuple[str, str], list[Sample]] = {}
-        for sample, arrival in arrivals.values():
-            if arrival.location is None or arrival.asked is not None:
-                continue
-            place = arrival.location.directive.place
-            if arrival.status is not None:
-                yield (wrong if sample is SYNC else note)(
-                    PART,
-                    f"{_which(sample)} is answered {arrival.status} by nginx itself",
-                    "let it go to a location that is proxied",
-                    place,
-                )
-            elif arrival.target is not None:
-                name = arrival.target.name
-                if _has_several(site, name) or (sample is SYNC and not asked):
-                    past.setdefault((place, name), []).append(sample)
-                by_user[place, name] |= _goes_by_user(site, arrival.location, sample)
-        for (place, name), samples in past.items():
-            say = wrong if SYNC in samples or name in pools or by_user[place, name] else note
-            yield say(PART, _without_user(samples, name), _INCLUDE, place)
-
-
-def _which(sample: Sample) -> str:
-    return f"{sample.what} ({sample.method} {sample.target.partition('?')[0]})"
-
-
-def _without_user(samples: Sequence[Sample], name: str) -> str:
-    which = " and ".join(map(_which, samples))
-    one = len(samples) == 1
-    return f"{which} {'goes' if one else 'go'} to {name} without {'its' if one else 'their'} user"
-
-
-def _has_several(site: Site, name: str) -> bool:
-    upstream = site.upstreams.get(name)
-    return upstream is not None and len(primary_servers(upstream)) > 1
-
-
-def unasked(
-    site: Site, askers: Sequence[Location], *, told: Collection[str | None]
-) -> Iterator[Finding]:
-    """Yield the locations, in any server, from which requests go by user and nobody asks.
-
-    ``told`` are the places of those about which enough is said.
-    """
-    asking = {id(one.directive) for one in askers}
-    for location in site.locations:
-        place = location.directive.place
-        if id(location.directive) in asking or place in told or location.server is None:
-            continue
-        for samples, say in ((_ALL_SYNCS, wrong), (_of_other_kinds(location), note)):
-            unknown = [
-                (one, name)
-                for one in samples
-                if (name := _pool_by_user(site, location, one)) is not None
-            ]
-            if unknown:
-                sample, name = unknown[0]
-                yield say(PART, _without_user([sample], name), _INCLUDE, place)
-                break
-
-
-def _of_other_kinds(location: Location) -> list[Sample]:
-    """Return requests of which one may come to a location."""
-    modifier, path = modifier_and_path(location)
-    own = [] if modifier in ("~", "~*") or not path.startswith("/") else [path]
-    return [Sample("a request", "GET", one) for one in (*own, *_OTHER_PATHS)]
-
-
-def _pool_by_user(site: Site, location: Location, sample: Sample) -> str | None:
-    """Return the pool that a request goes to from this location, if that is chosen by user."""
-    server = location.server
-    assert server is not None  # noqa: S101  (who asks has looked)
-    try:
-        arrival = site.walk(server, sample.with_token("t"))
-    except Undecided:
-        return None
-    if arrival.location is None or arrival.location.directive is not location.directive:
-        return None
-    if arrival.target is None or not _has_several(site, arrival.target.name):
-        return None
-    return arrival.target.name if _goes_by_user(site, location, sample) else None
-
-
-def _goes_by_user(site: Site, location: Location, sample: Sample) -> bool:
-    """Return whether another user's request had another key, if users were known here."""
-    users = {
-        one.args[0].removeprefix("$").lower()
-        for one in site.configuration.every
-        if one.name == "auth_request_set"
-        and len(one.args) == 2  # noqa: PLR2004  (variable, value)
-        and one.args[1].lower().endswith(f"_http_{IDENTIFIER_HEADER}")
-    }
-    try:
-        one, other = (
-            site.walk_from(
-                location, sample.with_token("t"), answered=dict.fromkeys(users, name)
-            ).key
-            for name in ("alice", "bob")
-        )
-    except Undecided:
-        return False
-    return one != other
+# What else belongs together.
 
 
 @dataclass(frozen=True, slots=True)
@@ -606,13 +334,3 @@ def _same_upstream(site: Site, arrivals: Sequence[Arrival]) -> Directive | None:
     names = {arrival.target.name if arrival.target else None for arrival in arrivals}
     name = names.pop() if len(names) == 1 else None
     return None if name is None else site.upstreams.get(name)
-
-
-def asks_nothing(location: Location) -> bool:
-    """Return whether a location takes an answer that nobody gives."""
-    taken = [
-        one
-        for one in location.directive.find("auth_request_set")
-        if one.args[-1].lower().endswith(f"_http_{IDENTIFIER_HEADER}")
-    ]
-    return bool(taken) and not location.inherited("auth_request")

@@ -361,6 +361,18 @@ def parse_target(text: str) -> Target | None:
     return None if found is None else Target(found[1], found[2], found[3])
 
 
+def value(location: Location, name: str, default: str) -> str:
+    """Return the first word of the directive of this name that counts in a location."""
+    directives = location.inherited(name)
+    return directives[-1].args[0] if directives and directives[-1].args else default
+
+
+def place(location: Location, name: str, default: str) -> str:
+    """Return where the directive of this name stands that counts in a location."""
+    directives = location.inherited(name)
+    return directives[-1].place if directives else default
+
+
 def seconds(text: str) -> float | None:
     """Return how many seconds a time of nginx's is, None if it is none."""
     parts = re.findall(r"([0-9]+)(ms|[smhd]?)\s*", text)
