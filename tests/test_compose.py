@@ -505,6 +505,16 @@ def test_mtail_counts_on_after_it_has_emptied_the_log(services, tmp_path):
         before = counted()
         wait_until(lambda: write(1) or counted() > before, "lines are counted again")
         assert mtail.alive
+        group = mtail.pid
+
+    def gone():
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    wait_until(gone, "nothing is left that keeps the log short")
 
 
 def settings_in(tree):
