@@ -9,8 +9,10 @@ import socket
 import stat
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Any
 
 from whoami_router.settings import Tcp, Unix
 
@@ -63,7 +65,7 @@ def get(
     for name, value in (headers or {}).items():
         request += name.encode() + b": " + value + b"\r\n"
     try:
-        with _connected(address, timeout) as connection:
+        with _connected(address, deadline) as connection:
             connection.settimeout(_left(deadline))
             connection.sendall(request + b"\r\n")
             answer = b""
@@ -89,13 +91,22 @@ def _left(deadline: float) -> float:
     return left
 
 
-def _connected(address: Tcp | Unix, timeout: float) -> socket.socket:
-    if isinstance(address, Tcp):
-        return socket.create_connection((address.host, address.port), timeout)
-    connection = socket.socket(socket.AF_UNIX)
+def _connected(address: Tcp | Unix, deadline: float) -> socket.socket:
+    if isinstance(address, Unix):
+        return _connected_to(socket.AF_UNIX, str(address.path), deadline)
+    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    *others, last = [(family, place) for family, _, _, _, place in found]
+    for family, place in others:
+        with suppress(OSError):  # an address of the host's at which it does not listen
+            return _connected_to(family, place, deadline)
+    return _connected_to(*last, deadline)
+
+
+def _connected_to(family: int, place: Any, deadline: float) -> socket.socket:  # noqa: ANN401
+    connection = socket.socket(family)
     try:
-        connection.settimeout(timeout)
-        connection.connect(str(address.path))
+        connection.settimeout(_left(deadline))
+        connection.connect(place)
     except BaseException:
         connection.close()
         raise
